@@ -1,1 +1,2 @@
-fn main(){}
+//! The `tokencache` binary.
+fn main() {}

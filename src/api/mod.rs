@@ -1,0 +1,17 @@
+//! The `TokenCache` object: its types, its rules, and the names of labels and annotations. No I/O.
+
+mod duration;
+mod expires_at;
+pub mod names;
+pub mod oauth2;
+mod spec;
+mod status;
+mod validate;
+
+pub use duration::{Duration, InvalidDuration};
+pub use expires_at::ExpiresAt;
+pub use spec::{
+    Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, Source, Target, TokenCache, TokenCacheSpec,
+};
+pub use status::{LastFailure, TokenCacheStatus};
+pub use validate::{Invalid, crd, validate};

@@ -1,0 +1,34 @@
+//! The names under `tokencache.dev/` that users and other programs meet: labels, annotations, the finalizer.
+
+/// API group of [`TokenCache`](super::TokenCache), and the prefix of every label and annotation below.
+pub const GROUP: &str = "tokencache.dev";
+
+/// Prefix that users may not use in `target.labels` and `target.annotations`.
+pub const RESERVED_PREFIX: &str = "tokencache.dev/";
+
+/// Label with value `"true"` on every Secret and Lease that tokencache wrote. Secrets are watched by it.
+pub const LABEL_MANAGED: &str = "tokencache.dev/managed";
+
+/// Label with value `"true"` by which the owner of a Secret lets TokenCaches of its namespace read it.
+pub const LABEL_SOURCE: &str = "tokencache.dev/source";
+
+/// Annotation of the Secret: when the value expires, RFC 3339 in UTC, or `never`.
+pub const ANNOTATION_EXPIRES_AT: &str = "tokencache.dev/expires_at";
+
+/// Annotation of the Secret: when the value was fetched, RFC 3339 in UTC.
+pub const ANNOTATION_FETCHED_AT: &str = "tokencache.dev/fetched_at";
+
+/// Annotation of the Secret: hash of the parts of the spec that decide what the Secret holds.
+pub const ANNOTATION_FETCH_HASH: &str = "tokencache.dev/fetch_hash";
+
+/// Annotation of the Secret: hash of its data and of the three annotations above, as they were written.
+pub const ANNOTATION_DATA_HASH: &str = "tokencache.dev/data_hash";
+
+/// Annotation of the TokenCache: a value that differs from `status.handledRequest` asks for one run.
+pub const ANNOTATION_REFRESH_REQUESTED: &str = "tokencache.dev/refresh_requested";
+
+/// Finalizer of a TokenCache with `target.deletionPolicy: Retain`: the Secret is set free before the owner goes.
+pub const FINALIZER: &str = "tokencache.dev/retain-secret";
+
+/// Field manager of every write.
+pub const FIELD_MANAGER: &str = "tokencache";

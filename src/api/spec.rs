@@ -1,0 +1,293 @@
+//! `TokenCache`: what to fetch, when to refresh it, and where the value goes.
+//!
+//! Defaults are not written into the schema: a default that a later version adds would change stored objects, and with
+//! them their fetch hash. They are in the accessors here, and in the descriptions that `kubectl explain` shows.
+
+use std::{collections::BTreeMap, time};
+
+use kube::{CustomResource, KubeSchema, core::Rule};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Duration, TokenCacheStatus, oauth2::OAuth2};
+
+/// How a credential is got, when it is refreshed, and the Secret that holds it.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "tokencache.dev",
+    version = "v1alpha1",
+    kind = "TokenCache",
+    plural = "tokencaches",
+    shortname = "tc",
+    category = "tokencache",
+    namespaced,
+    status = "TokenCacheStatus",
+    derive = "PartialEq",
+    doc = "A credential that is kept fresh in a Secret.",
+    validation = Rule::new("self.metadata.name.size() <= 200").message("metadata.name must be at most 200 characters, since the names of its Lease and Secrets are made from it"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the Secret holds a valid value"),
+    printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiresAt", description = "When the value expires"),
+    printcolumn(name = "Refresh", type_ = "string", json_path = ".status.refreshAt", description = "When the next refresh is planned"),
+    printcolumn(name = "Source", type_ = "string", json_path = ".status.source", description = "How the value is fetched"),
+    printcolumn(name = "Reason", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].reason"#, description = "Why it is ready or not"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Secret", type_ = "string", json_path = ".status.secretName", priority = 1),
+    printcolumn(name = "Failures", type_ = "integer", json_path = ".status.failures", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].message"#, priority = 1)
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenCacheSpec {
+    /// How a value is got: exactly one source.
+    pub fetch: Fetch,
+
+    /// When a fetched value expires.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub expiry: Expiry,
+
+    /// When a new value is fetched.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub refresh: Refresh,
+
+    /// How fetches that failed are repeated.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub retry: Retry,
+
+    /// The Secret that holds the value.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub target: Target,
+
+    /// True: nothing is fetched, the Secret stays as it is.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub suspend: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Exactly one source, and the limit on one attempt.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("has(self.oauth2)").message("exactly one source must be set: oauth2"))]
+#[serde(rename_all = "camelCase")]
+pub struct Fetch {
+    /// One attempt's limit, at most 10m. Default 30s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('10m')").message("must be longer than 0s and at most 10m"))]
+    pub timeout: Option<Duration>,
+
+    /// An OAuth 2.0 token endpoint (RFC 6749).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oauth2: Option<OAuth2>,
+}
+
+/// The one source that a `fetch` names.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// An OAuth 2.0 token endpoint.
+    OAuth2(&'a OAuth2),
+}
+
+impl Source<'_> {
+    /// The name of the source's field, for people and as a metric's label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OAuth2(_) => "oauth2",
+        }
+    }
+}
+
+impl Fetch {
+    /// The source; `None` when none is named, which validation refuses.
+    #[must_use]
+    pub fn source(&self) -> Option<Source<'_>> {
+        self.oauth2.as_ref().map(Source::OAuth2)
+    }
+
+    /// One attempt's limit.
+    #[must_use]
+    pub fn timeout(&self) -> time::Duration {
+        self.timeout.map_or(time::Duration::from_secs(30), Duration::as_std)
+    }
+}
+
+/// When a fetched value expires.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("!(has(self.never) && self.never && (has(self.ttl) || has(self.maxAge)))").message("never cannot be combined with ttl or maxAge"))]
+#[serde(rename_all = "camelCase")]
+pub struct Expiry {
+    /// Lifetime, where the result names no expiry of its own. Without it such a result is an error (NoExpiry).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("must be longer than 0s"))]
+    pub ttl: Option<Duration>,
+
+    /// Ceiling on any lifetime that the result names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("must be longer than 0s"))]
+    pub max_age: Option<Duration>,
+
+    /// True: the value does not expire; it is refreshed only by request or a changed spec.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub never: bool,
+}
+
+/// When a new value is fetched.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("!(has(self.renewBefore) && has(self.renewBeforePercentage))").message("renewBefore and renewBeforePercentage cannot both be set"))]
+#[serde(rename_all = "camelCase")]
+pub struct Refresh {
+    /// Eager (default): a new value is fetched before the old one expires. Lazy: only when a consumer asks.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub policy: RefreshPolicy,
+
+    /// How long before expiry an eager refresh starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("must be longer than 0s"))]
+    pub renew_before: Option<Duration>,
+
+    /// Share of the lifetime, in percent, that is left when an eager refresh starts. Default 20, less up to a
+    /// twentieth of it, fixed per object, so that many do not refresh at one moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 99))]
+    pub renew_before_percentage: Option<i32>,
+
+    /// A fetched value with less than this left is an error (NearlyExpired). Default 0s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_remaining: Option<Duration>,
+}
+
+impl Refresh {
+    /// Percent of the lifetime that is left when an eager refresh starts, before jitter.
+    #[must_use]
+    pub fn percentage(&self) -> i32 {
+        self.renew_before_percentage.unwrap_or(20)
+    }
+}
+
+/// Whether a value is renewed before it expires, or when a consumer asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RefreshPolicy {
+    /// Before the old one expires.
+    #[default]
+    Eager,
+    /// Only when a consumer asks.
+    Lazy,
+}
+
+/// How fetches that failed are repeated: exponential backoff with jitter on the upper half.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("!(has(self.initialInterval) && has(self.maxInterval)) || duration(self.initialInterval) <= duration(self.maxInterval)").message("initialInterval must not be longer than maxInterval"))]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// Wait after the first failure, doubled at each further one. At least 100ms, default 1s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('100ms')").message("must be at least 100ms"))]
+    pub initial_interval: Option<Duration>,
+
+    /// Longest wait. Default 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('100ms')").message("must be at least 100ms"))]
+    pub max_interval: Option<Duration>,
+}
+
+impl Retry {
+    /// Wait after the first failure.
+    #[must_use]
+    pub fn initial(&self) -> time::Duration {
+        self.initial_interval.map_or(time::Duration::from_secs(1), Duration::as_std)
+    }
+
+    /// Longest wait.
+    #[must_use]
+    pub fn max(&self) -> time::Duration {
+        self.max_interval.map_or(time::Duration::from_secs(300), Duration::as_std).max(self.initial())
+    }
+}
+
+/// The Secret that holds the value.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// Name of the Secret. Default: the TokenCache's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
+    pub name: Option<String>,
+
+    /// Type of the Secret. Default Opaque.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("!(self in ['kubernetes.io/service-account-token', 'bootstrap.kubernetes.io/token'])").message("kubernetes.io/service-account-token and bootstrap.kubernetes.io/token are refused: Kubernetes gives them rights of their own; use Opaque"))]
+    pub type_: Option<String>,
+
+    /// Labels put on the Secret. Keys under tokencache.dev/ are refused.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('tokencache.dev/'))").message("keys under tokencache.dev/ are tokencache's own"))]
+    pub labels: BTreeMap<String, String>,
+
+    /// Annotations put on the Secret. Keys under tokencache.dev/ are refused.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('tokencache.dev/'))").message("keys under tokencache.dev/ are tokencache's own"))]
+    pub annotations: BTreeMap<String, String>,
+
+    /// What the Secret holds: key to a CEL expression that gives a string or bytes, over `token` (string), `values`
+    /// (map), `expiresAt` (timestamp or null) and `metadata` (the TokenCache's name and namespace).
+    /// Default: {token: "token"}.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub data: BTreeMap<String, String>,
+
+    /// Retain (default): the Secret stays after its value expires. Delete: it is removed at that moment.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub expired_policy: RetentionPolicy,
+
+    /// When the TokenCache is deleted: Delete (default) or Retain the Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<RetentionPolicy>,
+}
+
+/// Whether a Secret stays or goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RetentionPolicy {
+    /// It stays.
+    #[default]
+    Retain,
+    /// It goes.
+    Delete,
+}
+
+impl Target {
+    /// Type of the Secret.
+    #[must_use]
+    pub fn secret_type(&self) -> &str {
+        self.type_.as_deref().unwrap_or("Opaque")
+    }
+
+    /// Key to CEL expression.
+    #[must_use]
+    pub fn data(&self) -> BTreeMap<String, String> {
+        if self.data.is_empty() {
+            BTreeMap::from([("token".to_owned(), "token".to_owned())])
+        } else {
+            self.data.clone()
+        }
+    }
+
+    /// What happens to the Secret when the TokenCache is deleted.
+    #[must_use]
+    pub fn deletion_policy(&self) -> RetentionPolicy {
+        self.deletion_policy.unwrap_or(RetentionPolicy::Delete)
+    }
+}
+
+impl super::TokenCache {
+    /// Name of the Secret that holds the value.
+    #[must_use]
+    pub fn secret_name(&self) -> &str {
+        self.spec.target.name.as_deref().or(self.metadata.name.as_deref()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,202 @@
+//! The rules of the spec, said once: as CEL in the CRD, where an API server of 1.25 or newer enforces them, and run
+//! here from that very CRD, for older ones and for objects that were stored before a rule was added.
+
+use std::sync::LazyLock;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{
+    CustomResourceExt as _,
+    core::cel::{CompiledSchema, Validator, compile_schema},
+};
+
+use super::TokenCache;
+
+/// What is wrong with a spec: the field, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct Invalid {
+    /// Path of the field, from `spec` on.
+    pub field: String,
+    /// What would be right.
+    pub message: String,
+}
+
+impl Invalid {
+    /// A finding at a field.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// The CustomResourceDefinition, as `crds/tokencache.yaml` holds it.
+#[must_use]
+pub fn crd() -> CustomResourceDefinition {
+    let mut crd = TokenCache::crd();
+    // `kubectl describe` and `explain` show the short name from here; the status and scale parts are kube's.
+    crd.metadata.labels = Some([("app.kubernetes.io/name".to_owned(), "tokencache".to_owned())].into());
+    crd
+}
+
+static RULES: LazyLock<CompiledSchema> = LazyLock::new(|| compile_schema(&schema()));
+
+fn schema() -> serde_json::Value {
+    let schema = TokenCache::crd().spec.versions.into_iter().next().and_then(|version| version.schema);
+    serde_json::to_value(schema.and_then(|schema| schema.open_api_v3_schema)).unwrap_or_default()
+}
+
+/// Checks a spec against the rules of the CRD.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn validate(cache: &TokenCache) -> Result<(), Invalid> {
+    // The status is the controllers' own; leaving it out keeps this cheap.
+    let object = serde_json::json!({
+        "apiVersion": "tokencache.dev/v1alpha1",
+        "kind": "TokenCache",
+        "metadata": { "name": cache.metadata.name },
+        "spec": cache.spec,
+    });
+    let findings = match Validator::new().validate_compiled(&RULES, &object, None) {
+        Ok(()) => return url(cache),
+        Err(findings) => findings,
+    };
+    let first = findings.into_vec().into_iter().next();
+    Err(first.map_or_else(
+        || Invalid::new("spec", "breaks a rule of the CustomResourceDefinition"),
+        |finding| Invalid::new(finding.field_path, finding.message),
+    ))
+}
+
+fn url(cache: &TokenCache) -> Result<(), Invalid> {
+    let Some(oauth2) = &cache.spec.fetch.oauth2 else { return Ok(()) };
+    is_http_url("spec.fetch.oauth2.tokenUrl", &oauth2.token_url)?;
+    oauth2.proxy.as_ref().map_or(Ok(()), |proxy| is_http_url("spec.fetch.oauth2.proxy.url", &proxy.url))
+}
+
+fn is_http_url(field: &str, text: &str) -> Result<(), Invalid> {
+    match url::Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(()),
+        Ok(_) => Err(Invalid::new(field, "must be an http or https URL with a host")),
+        Err(error) => {
+            Err(Invalid::new(field, format!("is not a URL ({error}): write it like https://id.example.com/token")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::cel::estimate_rule_cost;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn cache(spec: Value) -> TokenCache {
+        serde_json::from_value(json!({
+            "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache",
+            "metadata": {"name": "a", "namespace": "b"}, "spec": spec,
+        }))
+        .expect("a spec that the schema allows")
+    }
+
+    fn oauth2(change: Value) -> Value {
+        let mut source = json!({
+            "tokenUrl": "https://id.example.com/token", "clientId": "me",
+            "clientSecretRef": {"name": "s", "key": "k"},
+        });
+        for (key, value) in change.as_object().expect("an object") {
+            if value.is_null() {
+                source.as_object_mut().expect("an object").remove(key);
+            } else {
+                source[key] = value.clone();
+            }
+        }
+        json!({"fetch": {"oauth2": source}})
+    }
+
+    #[test]
+    fn a_plain_spec_is_valid() {
+        assert_eq!(validate(&cache(oauth2(json!({})))), Ok(()));
+    }
+
+    #[test]
+    fn each_wrong_spec_is_told_by_its_field_and_what_would_be_right() {
+        let with = |extra: Value| {
+            let mut spec = oauth2(json!({}));
+            for (key, value) in extra.as_object().expect("an object") {
+                spec[key] = value.clone();
+            }
+            spec
+        };
+        for (spec, field, message) in [
+            (json!({"fetch": {}}), "spec.fetch", "exactly one source"),
+            (
+                oauth2(json!({"clientIdRef": {"name": "s", "key": "k"}})),
+                "spec.fetch.oauth2",
+                "exactly one of clientId and clientIdRef",
+            ),
+            (oauth2(json!({"clientId": null})), "spec.fetch.oauth2", "exactly one of clientId and clientIdRef"),
+            (oauth2(json!({"clientSecretRef": null})), "spec.fetch.oauth2", "clientSecretRef must be set"),
+            (oauth2(json!({"extraParams": {"scope": "a"}})), "spec.fetch.oauth2.extraParams", "fields of their own"),
+            (oauth2(json!({"tokenUrl": "https://["})), "spec.fetch.oauth2.tokenUrl", "is not a URL"),
+            (oauth2(json!({"proxy": {"url": "http://"}})), "spec.fetch.oauth2.proxy.url", "is not a URL"),
+            (
+                oauth2(json!({"tls": {"caBundle": "x", "caRef": {"kind": "Secret", "name": "a", "key": "b"}}})),
+                "spec.fetch.oauth2.tls",
+                "cannot both be set",
+            ),
+            (
+                oauth2(json!({"tls": {"serverName": "a"}, "proxy": {"url": "http://p"}})),
+                "spec.fetch.oauth2",
+                "cannot be combined",
+            ),
+            (with(json!({"expiry": {"never": true, "ttl": "1h"}})), "spec.expiry", "never cannot be combined"),
+            (with(json!({"expiry": {"ttl": "0s"}})), "spec.expiry.ttl", "longer than 0s"),
+            (
+                with(json!({"refresh": {"renewBefore": "1m", "renewBeforePercentage": 10}})),
+                "spec.refresh",
+                "cannot both be set",
+            ),
+            (
+                with(json!({"retry": {"initialInterval": "1m", "maxInterval": "1s"}})),
+                "spec.retry",
+                "must not be longer",
+            ),
+            (
+                with(json!({"target": {"type": "kubernetes.io/service-account-token"}})),
+                "spec.target.type",
+                "use Opaque",
+            ),
+            (with(json!({"target": {"labels": {"tokencache.dev/x": "y"}}})), "spec.target.labels", "tokencache's own"),
+            (
+                with(json!({"target": {"annotations": {"tokencache.dev/x": "y"}}})),
+                "spec.target.annotations",
+                "tokencache's own",
+            ),
+        ] {
+            let invalid = validate(&cache(spec.clone())).expect_err(&spec.to_string());
+            assert_eq!(invalid.field, field, "{invalid}");
+            assert!(invalid.message.contains(message), "{invalid}");
+        }
+    }
+
+    #[test]
+    fn every_rule_of_the_crd_compiles_and_is_within_the_cost_that_an_api_server_allows() {
+        fn rules(schema: &Value, found: &mut Vec<(String, Value)>) {
+            for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+                found.push((rule["rule"].as_str().unwrap_or_default().to_owned(), schema.clone()));
+            }
+            for child in schema["properties"].as_object().into_iter().flat_map(|map| map.values()) {
+                rules(child, found);
+            }
+        }
+        let mut found = Vec::new();
+        rules(&schema(), &mut found);
+        assert!(found.len() > 15, "{}", found.len());
+        for (rule, schema) in found {
+            let compiled = compile_schema(&schema);
+            assert!(!compiled.has_errors(), "{:?}", compiled.compilation_errors());
+            let warnings = estimate_rule_cost(&rule, &compiled);
+            assert!(warnings.is_empty(), "{rule}: {warnings:?}");
+        }
+    }
+}

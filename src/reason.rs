@@ -1,0 +1,137 @@
+//! The one list of reasons: in conditions, events, metrics and logs.
+
+use std::fmt;
+
+/// Why something is as it is, in one word. Its name is its variant's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    // Reasons of Ready.
+    /// The Secret holds a valid value.
+    Fetched,
+    /// The value is still valid; the newest attempt failed.
+    RefreshFailing,
+    /// The first fetch has not ended yet.
+    Pending,
+    /// The value expired.
+    Expired,
+    /// There is no value, and the newest attempt failed.
+    FetchFailed,
+    /// `spec.suspend` is set.
+    Suspended,
+    /// There is no value, and nobody asked for one yet.
+    Cleared,
+
+    // Failures of a run.
+    /// No connection, or it broke.
+    Unreachable,
+    /// The TLS handshake failed.
+    TlsFailed,
+    /// The attempt took longer than `fetch.timeout`.
+    Timeout,
+    /// HTTP 429.
+    RateLimited,
+    /// HTTP 5xx.
+    ServerError,
+    /// HTTP 3xx or 4xx, or an OAuth `error`.
+    Rejected,
+    /// An answer that holds no credential.
+    InvalidResponse,
+    /// An answer above the limit.
+    ResponseTooLarge,
+    /// Neither the result nor `expiry` says when the value expires.
+    NoExpiry,
+    /// The value has less left than `refresh.minRemaining`.
+    NearlyExpired,
+    /// The Lease could not be renewed, so the run was cancelled.
+    LockLost,
+    /// A value was fetched, but the API server did not take the Secret.
+    WriteFailed,
+
+    // Refusals: nothing will change until someone edits something.
+    /// The spec breaks a rule.
+    InvalidSpec,
+    /// A Secret of the target's name belongs to somebody else.
+    SecretNotOwned,
+    /// A Lease of the lock's name belongs to somebody else.
+    LeaseNotOwned,
+    /// A referenced Secret, ConfigMap or key is missing.
+    SourceNotFound,
+    /// A referenced Secret lacks the label that lets it be read.
+    SourceNotAllowed,
+    /// The address rules forbid the server's address.
+    AddressNotAllowed,
+
+    // Events only.
+    /// The Secret was changed by another hand.
+    Drifted,
+}
+
+impl Reason {
+    /// The reason's name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fetched => "Fetched",
+            Self::RefreshFailing => "RefreshFailing",
+            Self::Pending => "Pending",
+            Self::Expired => "Expired",
+            Self::FetchFailed => "FetchFailed",
+            Self::Suspended => "Suspended",
+            Self::Cleared => "Cleared",
+            Self::Unreachable => "Unreachable",
+            Self::TlsFailed => "TlsFailed",
+            Self::Timeout => "Timeout",
+            Self::RateLimited => "RateLimited",
+            Self::ServerError => "ServerError",
+            Self::Rejected => "Rejected",
+            Self::InvalidResponse => "InvalidResponse",
+            Self::ResponseTooLarge => "ResponseTooLarge",
+            Self::NoExpiry => "NoExpiry",
+            Self::NearlyExpired => "NearlyExpired",
+            Self::LockLost => "LockLost",
+            Self::WriteFailed => "WriteFailed",
+            Self::InvalidSpec => "InvalidSpec",
+            Self::SecretNotOwned => "SecretNotOwned",
+            Self::LeaseNotOwned => "LeaseNotOwned",
+            Self::SourceNotFound => "SourceNotFound",
+            Self::SourceNotAllowed => "SourceNotAllowed",
+            Self::AddressNotAllowed => "AddressNotAllowed",
+            Self::Drifted => "Drifted",
+        }
+    }
+
+    /// Whether trying again is in vain until someone edits something.
+    #[must_use]
+    pub const fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Self::InvalidSpec
+                | Self::SecretNotOwned
+                | Self::LeaseNotOwned
+                | Self::SourceNotFound
+                | Self::SourceNotAllowed
+                | Self::AddressNotAllowed
+        )
+    }
+
+    /// The refusal of that name, as `status.lastFailure` stores it.
+    #[must_use]
+    pub fn refusal(name: &str) -> Option<Self> {
+        [
+            Self::InvalidSpec,
+            Self::SecretNotOwned,
+            Self::LeaseNotOwned,
+            Self::SourceNotFound,
+            Self::SourceNotAllowed,
+            Self::AddressNotAllowed,
+        ]
+        .into_iter()
+        .find(|reason| reason.as_str() == name)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
