@@ -6,14 +6,14 @@ KUBE_SUITE=bookworm
 
 # ensure_kubernetes: the control plane's and the node's binaries are in $KUBE_BIN.
 ensure_kubernetes() {
-  [[ -x $KUBE_BIN/kubelet ]] || with_lock kubernetes build_kubernetes
+  [[ -x $KUBE_BIN/kubelet ]] || with_cache_lock kubernetes build_kubernetes
 }
 
 build_kubernetes() {
   [[ ! -x $KUBE_BIN/kubelet ]] || return 0
   log "building Kubernetes $KUBE_VERSION from Debian's source package: about 7 minutes on 2 cores, once per machine"
   # Older Debian Kubernetes does not build with any Go: bookworm's 1.19 is the one that was tried.
-  need golang-1.19-go dpkg-dev rsync jq make gcc python3
+  need golang-1.19-go=/usr/lib/go-1.19/bin/go dpkg-dev=dpkg-source rsync=rsync jq=jq make=make gcc=gcc python3=python3
   # Whatever an interrupted build left is void. The lock is held, so nobody else works in there.
   local work="$CACHE/build"
   discard "$work"
@@ -21,11 +21,8 @@ build_kubernetes() {
   # Not in the system's own lists: they may have no deb-src, and they are not ours to change.
   debian_sources_as_src "$KUBE_SUITE" >"$work/sources.list"
   [[ -s $work/sources.list ]] || die "found no Debian mirror in this machine's apt sources"
-  (
-    cd "$work" || exit
-    fetch_kubernetes_source && patch_reflect2 && make_kubernetes
-  ) >"$work/log" 2>&1 &
-  show_progress $! "$work" || {
+  (cd "$work" && fetch_kubernetes_source && patch_reflect2 && make_kubernetes) 2>&1 |
+    tee "$work/log" | say_steps || {
     tail -n 30 "$work/log" >&2
     die "the build of Kubernetes failed; its whole log is $work/log"
   }
@@ -57,11 +54,14 @@ fetch_kubernetes_source() {
 
 # reflect2 1.0.1, as vendored, built with Go 1.18 or newer crashes the API server at the first custom resource.
 patch_reflect2() {
+  local vendored=tree/vendor/github.com/modern-go/reflect2
   echo "== fetching reflect2"
+  # The old files go first: 1.0.2 has dropped some, and what is in both would be declared twice.
   private_apt source --download-only golang-github-modern-go-reflect2 &&
     dpkg-source --no-check -x golang-github-modern-go-reflect2_*.dsc reflect2 &&
-    cp reflect2/*.go reflect2/*.s tree/vendor/github.com/modern-go/reflect2/ &&
-    rm -f tree/vendor/github.com/modern-go/reflect2/*_test.go
+    rm "$vendored"/*.go "$vendored"/*.s &&
+    cp reflect2/*.go reflect2/*.s "$vendored" &&
+    rm -f "$vendored"/*_test.go
 }
 
 make_kubernetes() {
@@ -88,16 +88,10 @@ VERSION
   done
 }
 
-# show_progress PID FOLDER: says each new step with the time it began at, and gives PID's exit code.
-show_progress() {
-  local said='' step
-  while kill -0 "$1" 2>/dev/null; do
-    step=$(grep -a '^== ' "$2/log" | tail -n 1)
-    if [[ $step != "$said" ]]; then
-      log "  $((SECONDS / 60)) min $((SECONDS % 60)) s: ${step#== }"
-      said=$step
-    fi
-    sleep 1
+# Tells each step when it begins, of all that a build prints.
+say_steps() {
+  local line start=$SECONDS
+  while IFS= read -r line; do
+    [[ $line != '== '* ]] || log "  after $((SECONDS - start)) s: ${line#== }"
   done
-  wait "$1"
 }

@@ -1,9 +1,11 @@
 # shellcheck shell=bash
-# Paths, messages, and processes that are known by more than their number.
+# Paths, messages, locks, and processes that are known by more than their number.
 
 CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/tokencache"
 RUN_ROOT="${XDG_RUNTIME_DIR:-/tmp}/tokencache"
 KUBE_VERSION=v1.20.2
+# Debian keeps iptables and the like where only root's login shell looks.
+PATH="$PATH:/usr/sbin:/sbin"
 
 log() { printf '%s\n' "cluster: $*" >&2; }
 die() {
@@ -11,18 +13,100 @@ die() {
   exit 1
 }
 
-# with_lock NAME CMD…: one invocation at a time on this machine; whoever comes second says that it waits.
-# The lock's descriptor is closed for CMD's children by being opened in a subshell of its own.
+# with_lock FILE CMD…: one invocation at a time on this machine; whoever comes second says that it waits.
 with_lock() {
-  local name=$1
+  local file=$1
   shift
-  mkdir -p "$CACHE"
   (
-    exec 9>"$CACHE/$name.lock"
-    if ! flock -n 9; then
-      log "another invocation is busy with $name: waiting for it"
-      flock 9
-    fi
+    # The file may have been removed by its holder while we waited for it: a lock on that keeps nobody out.
+    while true; do
+      exec 9>"$file"
+      flock -n 9 || {
+        log "another invocation is busy with $(basename "$file" .lock): waiting for it"
+        flock 9
+      }
+      [[ ! $file -ef /dev/fd/9 ]] || break
+    done
     "$@"
   )
+}
+
+with_cache_lock() {
+  mkdir -p "$CACHE"
+  with_lock "$CACHE/$1.lock" "${@:2}"
+}
+
+# process_start PID: when it started, in clock ticks since boot; nothing if it has ended. A pid alone can be reused.
+process_start() {
+  local stat
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
+  # The name, in parentheses, may hold spaces.
+  read -ra stat <<<"${stat##*) }"
+  [[ ${stat[0]} == Z ]] || echo "${stat[19]}"
+}
+
+# spawn COMPONENT CMD…: a daemon of the cluster in $DIR, in a session of its own so that it outlives us.
+spawn() {
+  local component=$1 pid
+  shift
+  # A shell's background processes ignore SIGINT, and what they start inherits it: hence default-signal.
+  # Our own locks (9) and watchdog pipe (8) must not stay open in there.
+  (cd / && umask 022 && exec setsid env --default-signal "$@") \
+    </dev/null >"$DIR/$component.log" 2>&1 8>&- 9>&- &
+  pid=$!
+  echo "$pid $(process_start "$pid")" >"$DIR/$component.pid"
+}
+
+# alive PIDFILE: the very process recorded there still runs.
+alive() {
+  local pid start
+  [[ -s $1 ]] && read -r pid start <"$1" && [[ -n $start && $(process_start "$pid") == "$start" ]]
+}
+
+# end_processes PIDFILE…: by SIGKILL, for nothing of a cluster is kept that an orderly end would save.
+end_processes() {
+  local file pid
+  for file in "$@"; do
+    ! alive "$file" || { read -r pid _ <"$file" && kill -KILL "$pid"; }
+  done
+  for file in "$@"; do
+    while alive "$file"; do sleep 0.02; done
+    rm -f "$file"
+  done
+}
+
+# wait_for SECONDS WHAT CMD…: until CMD succeeds. Fails early when a component has ended, and shows its log.
+wait_for() {
+  local deadline=$((SECONDS + $1)) what=$2 file
+  shift 2
+  until "$@"; do
+    for file in "$DIR"/*.pid; do
+      alive "$file" || {
+        show_log "$(basename "$file" .pid)" "ended while waiting for $what"
+        return 1
+      }
+    done
+    ((SECONDS < deadline)) || {
+      log "$what: not within the time it may take"
+      for file in "$DIR"/*.pid; do show_log "$(basename "$file" .pid)" "still runs"; done
+      return 1
+    }
+    sleep 0.05
+  done
+}
+
+show_log() {
+  log "$1 $2; the end of its log:"
+  tail -n 15 "$DIR/$1.log" | cut -c -300 | sed 's/^/  /' >&2
+}
+
+# free_ports N ADDRESS: N different ports that nothing listens on just now.
+free_ports() {
+  python3 - "$@" <<'PY'
+import socket, sys
+sockets = [socket.socket() for _ in range(int(sys.argv[1]))]
+for s in sockets:
+    s.bind((sys.argv[2], 0))
+print(*(s.getsockname()[1] for s in sockets))
+PY
 }

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
 # Debian packages, by name, from the mirrors that this machine's own apt uses.
 
-# need PACKAGE…: installs those that are missing.
+# need PACKAGE=COMMAND…: installs the packages whose command (a name or a path) is missing.
 need() {
-  local package missing=()
-  for package in "$@"; do
-    [[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" == installed ]] || missing+=("$package")
+  local item missing=()
+  for item in "$@"; do
+    command -v "${item#*=}" >/dev/null || missing+=("${item%%=*}")
   done
-  ((${#missing[@]} == 0)) || with_lock packages install_packages "${missing[@]}"
+  ((${#missing[@]} == 0)) || with_cache_lock packages install_packages "${missing[@]}"
 }
 
 install_packages() {

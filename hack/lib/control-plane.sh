@@ -1,0 +1,185 @@
+# shellcheck shell=bash
+# etcd, kube-apiserver and kube-controller-manager (and, for a node, kube-scheduler), each with its certificate.
+
+# binary NAME: from KUBEBUILDER_ASSETS if it is there, else from the cache, else the machine's own.
+binary() {
+  local folder
+  for folder in ${KUBEBUILDER_ASSETS:+"$KUBEBUILDER_ASSETS"} "$KUBE_BIN" "$TOOLS"; do
+    [[ ! -x $folder/$1 ]] || {
+      echo "$folder/$1"
+      return
+    }
+  done
+  command -v "$1"
+}
+
+ensure_control_plane() {
+  need openssl=openssl python3=python3
+  if [[ -n ${KUBEBUILDER_ASSETS-} ]]; then
+    [[ -x $KUBEBUILDER_ASSETS/kube-apiserver && -x $KUBEBUILDER_ASSETS/etcd ]] ||
+      die "KUBEBUILDER_ASSETS ($KUBEBUILDER_ASSETS) holds no kube-apiserver or no etcd"
+    [[ -x $KUBEBUILDER_ASSETS/kube-controller-manager ]] || ensure_kubernetes
+    [[ -x $KUBEBUILDER_ASSETS/kubectl ]] || ensure_tools
+  else
+    ensure_kubernetes
+    ensure_tools
+    need etcd-server=etcd
+  fi
+}
+
+# older_than MINOR BINARY: flags came and went between the Kubernetes that is built here and the newest.
+older_than() {
+  local version=$KUBE_VERSION
+  [[ $2 == "$KUBE_BIN"/* ]] || version=$("$2" --version)
+  version=${version##*v1.}
+  ((${version%%.*} < $1))
+}
+
+# make_certificates ADDRESS: the cluster's authority, and the API server's, admin's and service accounts' keys.
+make_certificates() {
+  mkdir -p "$DIR/pki"
+  # Without extensions openssl writes X.509 v1, which rustls refuses.
+  cat >"$DIR/pki/openssl.cnf" <<'CNF'
+[req]
+distinguished_name = name
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+[leaf]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature, keyEncipherment
+extendedKeyUsage = clientAuth, serverAuth
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+subjectAltName = $ENV::SAN
+CNF
+  certificate authority authority '/CN=tokencache test authority'
+  certificate apiserver leaf '/CN=kube-apiserver' \
+    "IP:127.0.0.1,IP:$1,IP:$SERVICE_ADDRESS,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
+  certificate admin leaf '/O=system:masters/CN=admin'
+  openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$DIR/pki/service-accounts.key" 2>/dev/null ||
+    openssl genrsa -out "$DIR/pki/service-accounts.key" 2048 2>/dev/null
+}
+
+# certificate NAME SECTION SUBJECT [SAN]
+certificate() {
+  local authority=()
+  [[ $1 == authority ]] || authority=(-CA "$DIR/pki/authority.crt" -CAkey "$DIR/pki/authority.key")
+  SAN=${4:-DNS:unused.invalid} openssl req -x509 -config "$DIR/pki/openssl.cnf" -extensions "$2" -subj "$3" -days 3650 \
+    -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$DIR/pki/$1.key" -out "$DIR/pki/$1.crt" \
+    "${authority[@]}" 2>"$DIR/pki/openssl.log" || {
+    cat "$DIR/pki/openssl.log" >&2
+    die "openssl could not make a certificate"
+  }
+}
+
+# kubeconfig USER URL: all in one file, so that it can be copied anywhere.
+kubeconfig() {
+  cat <<CONFIG
+apiVersion: v1
+kind: Config
+current-context: $NAME
+contexts:
+- name: $NAME
+  context: {cluster: $NAME, user: $1}
+clusters:
+- name: $NAME
+  cluster:
+    server: $2
+    certificate-authority-data: $(base64 -w 0 "$DIR/pki/authority.crt")
+users:
+- name: $1
+  user:
+    client-certificate-data: $(base64 -w 0 "$DIR/pki/$1.crt")
+    client-key-data: $(base64 -w 0 "$DIR/pki/$1.key")
+CONFIG
+}
+
+# start_control_plane ADDRESS [PORT]: the API server listens there; a port of its own choice, if none is given.
+start_control_plane() {
+  local attempt ports
+  for attempt in 1 2 3; do
+    read -ra ports <<<"$(free_ports 3 127.0.0.1)"
+    [[ -z ${2-} ]] || ports[2]=$2
+    start_etcd "${ports[0]}" "${ports[1]}"
+    ((attempt > 1)) || make_certificates "$1"
+    kubeconfig admin "https://$1:${ports[2]}" >"$DIR/kubeconfig"
+    start_apiserver "$1" "${ports[2]}" "${ports[0]}"
+    if wait_for 60 "the API server's port" listening "$1" "${ports[2]}"; then
+      start_controller_manager
+      wait_for 60 "the API server" ready
+      wait_for 60 "the default service account" default_service_account
+      return
+    fi
+    # Between the question for a free port and its use, somebody else may have taken it.
+    grep -qs 'address already in use' "$DIR/etcd.log" "$DIR/kube-apiserver.log" || break
+    log "a port was taken meanwhile: once more, with others"
+    end_processes "$DIR/etcd.pid" "$DIR/kube-apiserver.pid"
+    rm -rf "$DIR/etcd"
+  done
+  die "the control plane did not start"
+}
+
+start_etcd() {
+  spawn etcd "$(binary etcd)" --name test --data-dir "$DIR/etcd" --unsafe-no-fsync --log-level warn \
+    --listen-client-urls "http://127.0.0.1:$1" --advertise-client-urls "http://127.0.0.1:$1" \
+    --listen-peer-urls "http://127.0.0.1:$2" --initial-advertise-peer-urls "http://127.0.0.1:$2" \
+    --initial-cluster "test=http://127.0.0.1:$2"
+}
+
+# start_apiserver ADDRESS PORT ETCD_PORT
+start_apiserver() {
+  local flags=()
+  # Nobody can follow the endpoint of a loopback address, and writing one is refused again and again.
+  [[ $1 != 127.* ]] || flags+=(--endpoint-reconciler-type=none)
+  [[ ! -e $DIR/pki/kubelet-client.crt ]] || flags+=(
+    --kubelet-certificate-authority="$DIR/pki/authority.crt"
+    --kubelet-client-certificate="$DIR/pki/kubelet-client.crt"
+    --kubelet-client-key="$DIR/pki/kubelet-client.key"
+  )
+  spawn kube-apiserver "$(binary kube-apiserver)" \
+    --bind-address="$1" --secure-port="$2" --advertise-address="$1" \
+    --etcd-servers="http://127.0.0.1:$3" \
+    --tls-cert-file="$DIR/pki/apiserver.crt" --tls-private-key-file="$DIR/pki/apiserver.key" \
+    --client-ca-file="$DIR/pki/authority.crt" \
+    --authorization-mode=Node,RBAC --allow-privileged=true \
+    --service-cluster-ip-range="$SERVICE_CIDR" \
+    --service-account-issuer=https://kubernetes.default.svc.cluster.local \
+    --service-account-key-file="$DIR/pki/service-accounts.key" \
+    --service-account-signing-key-file="$DIR/pki/service-accounts.key" \
+    --max-requests-inflight=4000 --max-mutating-requests-inflight=4000 \
+    --profiling=false "${flags[@]}"
+}
+
+start_controller_manager() {
+  local program flags=()
+  program=$(binary kube-controller-manager)
+  ! older_than 24 "$program" || flags+=(--port=0)
+  # One identity, the admin's, for all controllers: an identity for each takes longer to start.
+  spawn kube-controller-manager "$program" --kubeconfig="$DIR/kubeconfig" --leader-elect=false --secure-port=0 \
+    --use-service-account-credentials=false --controllers='*' --node-monitor-period=1s \
+    --service-account-private-key-file="$DIR/pki/service-accounts.key" --root-ca-file="$DIR/pki/authority.crt" \
+    --kube-api-qps=1000 --kube-api-burst=2000 "${flags[@]}"
+}
+
+start_scheduler() {
+  local program flags=()
+  program=$(binary kube-scheduler)
+  ! older_than 24 "$program" || flags+=(--port=0)
+  spawn kube-scheduler "$program" --kubeconfig="$DIR/kubeconfig" --leader-elect=false --secure-port=0 "${flags[@]}"
+}
+
+listening() { (: <"/dev/tcp/$1/$2") 2>/dev/null; }
+
+kube() { "$(binary kubectl)" --kubeconfig="$DIR/kubeconfig" --request-timeout=5s "$@"; }
+
+ready() { [[ "$(kube get --raw /readyz 2>/dev/null)" == ok ]]; }
+
+# Before 1.24 a service account has its token as a Secret, and pods are refused until it is there.
+default_service_account() {
+  local account
+  account=$(kube get --raw /api/v1/namespaces/default/serviceaccounts/default 2>/dev/null) || return
+  ! older_than 24 "$(binary kube-apiserver)" || [[ $account == *'"secrets"'* ]]
+}
