@@ -3,17 +3,17 @@
 set -euo pipefail
 
 HACK="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-# shellcheck source=hack/lib/common.sh
+# shellcheck source-path=SCRIPTDIR source=lib/common.sh
 source "$HACK/lib/common.sh"
-# shellcheck source=hack/lib/packages.sh
+# shellcheck source-path=SCRIPTDIR source=lib/packages.sh
 source "$HACK/lib/packages.sh"
-# shellcheck source=hack/lib/build.sh
+# shellcheck source-path=SCRIPTDIR source=lib/build.sh
 source "$HACK/lib/build.sh"
-# shellcheck source=hack/lib/tools.sh
+# shellcheck source-path=SCRIPTDIR source=lib/tools.sh
 source "$HACK/lib/tools.sh"
-# shellcheck source=hack/lib/control-plane.sh
+# shellcheck source-path=SCRIPTDIR source=lib/control-plane.sh
 source "$HACK/lib/control-plane.sh"
-# shellcheck source=hack/lib/node.sh
+# shellcheck source-path=SCRIPTDIR source=lib/node.sh
 source "$HACK/lib/node.sh"
 
 usage() {
@@ -89,7 +89,9 @@ bring_up() {
   if [[ -n $node ]]; then
     start_with_node
   else
+    # shellcheck disable=SC2034 # they are for the control plane
     SERVICE_CIDR=10.96.0.0/24 SERVICE_ADDRESS=10.96.0.1
+    make_authority
     start_control_plane 127.0.0.1
   fi
   trap - EXIT

@@ -50,10 +50,14 @@ spawn() {
   local component=$1 pid
   shift
   # A shell's background processes ignore SIGINT, and what they start inherits it: hence default-signal.
+  # A clean environment: no proxy between the parts, no credentials of ours, no cloud's metadata asked by kubelet.
   # Our own locks (9) and watchdog pipe (8) must not stay open in there.
-  (cd / && umask 022 && exec setsid env --default-signal "$@") \
+  (cd / && umask 022 &&
+    exec setsid env --default-signal -i PATH="$PATH" HOME="$DIR" AWS_EC2_METADATA_DISABLED=true "$@") \
     </dev/null >"$DIR/$component.log" 2>&1 8>&- 9>&- &
   pid=$!
+  # Else the shell would tell of its end.
+  disown "$pid"
   echo "$pid $(process_start "$pid")" >"$DIR/$component.pid"
 }
 
@@ -96,6 +100,7 @@ wait_for() {
 }
 
 show_log() {
+  [[ -s $DIR/$1.log ]] || return 0
   log "$1 $2; the end of its log:"
   tail -n 15 "$DIR/$1.log" | cut -c -300 | sed 's/^/  /' >&2
 }

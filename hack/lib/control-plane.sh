@@ -35,8 +35,7 @@ older_than() {
   ((${version%%.*} < $1))
 }
 
-# make_certificates ADDRESS: the cluster's authority, and the API server's, admin's and service accounts' keys.
-make_certificates() {
+make_authority() {
   mkdir -p "$DIR/pki"
   # Without extensions openssl writes X.509 v1, which rustls refuses.
   cat >"$DIR/pki/openssl.cnf" <<'CNF'
@@ -56,11 +55,15 @@ authorityKeyIdentifier = keyid
 subjectAltName = $ENV::SAN
 CNF
   certificate authority authority '/CN=tokencache test authority'
+}
+
+# make_certificates ADDRESS: the API server's, the admin's, and the service accounts' signing key.
+make_certificates() {
+  local names=DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc
   certificate apiserver leaf '/CN=kube-apiserver' \
-    "IP:127.0.0.1,IP:$1,IP:$SERVICE_ADDRESS,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
+    "IP:127.0.0.1,IP:$1,IP:$SERVICE_ADDRESS,$names,DNS:kubernetes.default.svc.cluster.local"
   certificate admin leaf '/O=system:masters/CN=admin'
-  openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$DIR/pki/service-accounts.key" 2>/dev/null ||
-    openssl genrsa -out "$DIR/pki/service-accounts.key" 2048 2>/dev/null
+  openssl genrsa -out "$DIR/pki/service-accounts.key" 2048 2>/dev/null
 }
 
 # certificate NAME SECTION SUBJECT [SAN]
@@ -108,8 +111,8 @@ start_control_plane() {
     kubeconfig admin "https://$1:${ports[2]}" >"$DIR/kubeconfig"
     start_apiserver "$1" "${ports[2]}" "${ports[0]}"
     if wait_for 60 "the API server's port" listening "$1" "${ports[2]}"; then
-      start_controller_manager
       wait_for 60 "the API server" ready
+      start_controller_manager
       wait_for 60 "the default service account" default_service_account
       return
     fi
@@ -138,6 +141,8 @@ start_apiserver() {
     --kubelet-certificate-authority="$DIR/pki/authority.crt"
     --kubelet-client-certificate="$DIR/pki/kubelet-client.crt"
     --kubelet-client-key="$DIR/pki/kubelet-client.key"
+    # The name of a node is in no DNS here.
+    --kubelet-preferred-address-types=InternalIP
   )
   spawn kube-apiserver "$(binary kube-apiserver)" \
     --bind-address="$1" --secure-port="$2" --advertise-address="$1" \
