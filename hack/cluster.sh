@@ -84,7 +84,7 @@ bring_up() {
   ensure_control_plane
   [[ -z $node ]] || ensure_node
   take_down
-  trap 'take_down' EXIT
+  trap down_for_good EXIT
   mkdir -m 700 "$DIR"
   if [[ -n $node ]]; then
     start_with_node
@@ -106,7 +106,11 @@ is_up() {
 
 down() {
   claim_run_root
-  with_lock "$RUN_ROOT/.$NAME.lock" take_down
+  with_lock "$RUN_ROOT/.$NAME.lock" down_for_good
+}
+
+down_for_good() {
+  take_down
   rm -f "$RUN_ROOT/.$NAME.lock"
 }
 
@@ -136,7 +140,7 @@ run_command() {
     exec "$@"
   fi
   select_cluster "run-$$-$RANDOM"
-  trap down EXIT
+  trap 'down && echo >&8' EXIT
   # The far end of this pipe sees us go even when we are killed without a chance to tidy up.
   exec 8> >(exec setsid "$HACK/cluster.sh" down-when-closed "$NAME" >/dev/null 2>&1)
   up "$node"
@@ -225,7 +229,7 @@ main() {
       ensure_node
       ;;
     down-when-closed) # run's own: see there
-      cat >/dev/null
+      ! read -r || exit 0
       select_cluster "${arguments[0]}"
       down
       ;;

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Kubernetes from Debian's source package: the only complete source of it in a package registry.
 
+KUBE_VERSION=v1.20.2
 KUBE_BIN="$CACHE/kubernetes-$KUBE_VERSION"
 KUBE_SUITE=bookworm
 

@@ -2,10 +2,15 @@
 # Paths, messages, locks, and processes that are known by more than their number.
 
 CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/tokencache"
+# shellcheck disable=SC2034 # the others use it
 RUN_ROOT="${XDG_RUNTIME_DIR:-/tmp}/tokencache"
-KUBE_VERSION=v1.20.2
 # Debian keeps iptables and the like where only root's login shell looks.
 PATH="$PATH:/usr/sbin:/sbin"
+# A proxy could not reach the nodes' networks (see node.sh).
+[[ -z ${HTTPS_PROXY-}${https_proxy-} ]] || {
+  export NO_PROXY="${NO_PROXY:-${no_proxy-}},127.0.0.1,10.213.0.0/16,10.214.0.0/16"
+  export no_proxy="$NO_PROXY"
+}
 
 log() { printf '%s\n' "cluster: $*" >&2; }
 die() {
@@ -15,14 +20,16 @@ die() {
 
 # with_lock FILE CMD…: one invocation at a time on this machine; whoever comes second says that it waits.
 with_lock() {
-  local file=$1
+  local file=$1 what
+  what=$(basename "$1" .lock)
+  what=${what#.}
   shift
   (
     # The file may have been removed by its holder while we waited for it: a lock on that keeps nobody out.
     while true; do
       exec 9>"$file"
       flock -n 9 || {
-        log "another invocation is busy with $(basename "$file" .lock): waiting for it"
+        log "another invocation is busy with $what: waiting for it"
         flock 9
       }
       [[ ! $file -ef /dev/fd/9 ]] || break

@@ -13,6 +13,7 @@ ensure_node() {
 
 start_with_node() {
   claim_network
+  # shellcheck disable=SC2034 # it is for the control plane
   SERVICE_CIDR=10.214.$NETWORK.0/24 SERVICE_ADDRESS=10.214.$NETWORK.1
   # The API server listens on its own service's address, so that pods reach it with neither kube-proxy nor DNAT.
   ip address add "$SERVICE_ADDRESS/32" dev "$BRIDGE"

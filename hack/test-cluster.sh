@@ -1,0 +1,166 @@
+#!/usr/bin/env bash
+# Shows that hack/cluster.sh does what it says, on this machine: needs root, and a built cache to be quick.
+# shellcheck disable=SC2016 # what stands in single quotes is for other shells
+set -euo pipefail
+
+HACK="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+PATH="$("$HACK/cluster.sh" tools):$PATH"
+PREFIX=test-$$
+FOLDER=$(mktemp -d)
+PASSED=0
+
+cleanup() {
+  local code=$?
+  "$HACK/cluster.sh" down --name "$PREFIX-a"
+  "$HACK/cluster.sh" down --name "$PREFIX-b"
+  [[ ! -s $FOLDER/servers ]] || while read -r pid; do kill "$pid"; done <"$FOLDER/servers"
+  rm -rf "$FOLDER"
+  echo "$PASSED passed, $((code == 0 ? 0 : 1)) failed"
+}
+trap cleanup EXIT
+
+passed() {
+  echo "ok: $*"
+  PASSED=$((PASSED + 1))
+}
+
+failed() {
+  echo "FAILED: $*" >&2
+  exit 1
+}
+
+# eventually SECONDS WHAT CMD…
+eventually() {
+  local deadline=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@"; do
+    ((SECONDS < deadline)) || failed "$what"
+    sleep 0.1
+  done
+  passed "$what"
+}
+
+up() {
+  local begin=${EPOCHREALTIME/[.,]/}
+  KUBECONFIG=$("$HACK/cluster.sh" up "$@")
+  export KUBECONFIG
+  passed "up $*: after $(((${EPOCHREALTIME/[.,]/} - begin) / 1000)) ms"
+}
+
+# pod NAME SCRIPT [MORE-OF-THE-SPEC]: runs to its end.
+pod() {
+  kubectl create --validate=false -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: $1}
+spec:
+  restartPolicy: Never
+  ${3-}
+  volumes: [{name: secret, secret: {secretName: credential}}]
+  containers:
+  - name: main
+    image: tokencache.test/busybox:1
+    command: [sh, -c, '$2']
+    volumeMounts: [{name: secret, mountPath: /secret}]
+YAML
+}
+
+# Standard output is read once only: a pod's log may be asked for before the pod is there.
+says() { [[ "$(kubectl logs "$1" 2>/dev/null)" == *"$2"* ]]; }
+
+# Settings and folders of the machine that containerd, CNI or kubelet would write if they could.
+machine() {
+  cat /proc/sys/vm/{overcommit_memory,panic_on_oom} /proc/sys/kernel/{panic,panic_on_oops} /proc/sys/net/ipv4/ip_forward
+  ls -d /var/lib/{kubelet,cni} /var/log/pods /run/{containerd,netns} 2>/dev/null || true
+}
+
+# left NAMESPACE BRIDGE CONTAINER…: prints what there still is of the clusters, or of the node with these.
+left() {
+  local namespace=$1 bridge=$2 id
+  shift 2
+  # In brackets, for grep not to find itself.
+  grep -las "[${PREFIX:0:1}]${PREFIX:1}" /proc/[0-9]*/cmdline || true
+  readlink /proc/[0-9]*/ns/pid | grep -F "$namespace" || true
+  grep "$PREFIX" /proc/mounts || true
+  ip -o link show "$bridge" 2>/dev/null || true
+  ip -o link show type veth | grep "master $bridge" || true
+  for id in "$@"; do find /sys/fs/cgroup -type d -name "$id"; done
+  find "${XDG_RUNTIME_DIR:-/tmp}/tokencache" -mindepth 1 -maxdepth 1 -name "*$PREFIX*"
+}
+
+before=$(machine)
+
+up --name "$PREFIX-a"
+first=$KUBECONFIG
+[[ "$("$HACK/cluster.sh" up --name "$PREFIX-a")" == "$first" ]] || failed "up again gives the same kubeconfig"
+passed "up again gives the same kubeconfig"
+[[ -n "$(kubectl create token default)" ]] || failed "TokenRequest"
+passed "a token of the default service account is issued"
+
+up --name "$PREFIX-b" --node
+[[ "$(kubectl --kubeconfig "$first" get nodes -o name)" == '' && "$(kubectl get nodes -o name)" == node/node ]] ||
+  failed "two clusters side by side"
+passed "two clusters side by side"
+
+kubectl create secret generic credential --from-literal=token=one >/dev/null
+address=$("$HACK/cluster.sh" host-ip --name "$PREFIX-b")
+echo 'from the host' >"$FOLDER/page"
+for bind in "$address" 127.0.0.1; do
+  python3 - "$FOLDER" "$bind" 2>/dev/null <<'PY' &
+import functools, http.server, sys
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1])
+server = http.server.ThreadingHTTPServer((sys.argv[2], 0), handler)
+open(sys.argv[1] + "/port-" + sys.argv[2], "w").write(str(server.server_port))
+server.serve_forever()
+PY
+  echo $! >>"$FOLDER/servers"
+  while [[ ! -s $FOLDER/port-$bind ]]; do sleep 0.05; done
+done
+
+pod reads "cat /secret/token"
+eventually 20 "a pod reads a mounted Secret, and its log can be read" says reads one
+pod reaches "wget -qO- http://$address:$(<"$FOLDER/port-$address")/page"
+eventually 20 "a pod reaches the host at host-ip" says reaches 'from the host'
+pod hostnet "wget -qO- http://127.0.0.1:$(<"$FOLDER/port-127.0.0.1")/page" 'hostNetwork: true'
+eventually 20 "a pod on the host's network reaches 127.0.0.1" says hostnet 'from the host'
+# Any answer will do: BusyBox cannot tell whom it trusts.
+pod api 'nc $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null && echo reached'
+eventually 20 "a pod reaches the API server at its service address" says api reached
+
+pod lasting 'while sleep 0.2; do :; done'
+execute() { kubectl exec lasting -- true 2>/dev/null; }
+eventually 20 "a command is run in a pod" execute
+kubectl patch secret credential -p '{"stringData": {"token": "two"}}' >/dev/null
+follows() { [[ "$(kubectl exec lasting -- cat /secret/token)" == two ]]; }
+eventually 20 "a mounted Secret follows its change" follows
+
+"$HACK/image.sh" tokencache.test/expr:1 "$FOLDER/expr.tar" --bin "$(command -v expr)" --arg 6 --arg '*' --arg 7
+"$HACK/cluster.sh" load-image --name "$PREFIX-b" "$FOLDER/expr.tar"
+kubectl create job product --image=tokencache.test/expr:1 >/dev/null
+kubectl wait --for=condition=complete job/product --timeout=20s >/dev/null || failed "a Job completes"
+[[ "$(kubectl logs -l job-name=product)" == 42 ]] || failed "an image made of a dynamic binary works"
+passed "a Job completes, of an image made of a dynamic binary"
+
+folder=$(dirname "$KUBECONFIG")
+read -r init _ <"$folder/node-init.pid"
+node=("$(readlink "/proc/$init/ns/pid")" "$(<"$folder/bridge")")
+while read -r id; do node+=("$id"); done < <(ls "$folder/node/var/lib/containerd/io.containerd.runtime.v2.task/k8s.io")
+[[ -n "$(left "${node[@]}")" ]] || failed "the search for what is left finds what is there"
+begin=${EPOCHREALTIME/[.,]/}
+"$HACK/cluster.sh" down --name "$PREFIX-b"
+"$HACK/cluster.sh" down --name "$PREFIX-a"
+passed "down, of both: after $(((${EPOCHREALTIME/[.,]/} - begin) / 1000)) ms"
+while read -r pid; do kill "$pid"; done <"$FOLDER/servers"
+: >"$FOLDER/servers"
+[[ -z "$(left "${node[@]}")" ]] || failed "down leaves nothing behind, but there is: $(left "${node[@]}")"
+passed "down leaves nothing behind"
+[[ "$(machine)" == "$before" ]] || failed "the machine's own settings are as before"
+passed "the machine's own settings are as before"
+
+code=0
+"$HACK/cluster.sh" run -- sh -c 'kubectl get namespaces >/dev/null && exit 7' || code=$?
+[[ $code == 7 ]] || failed "run gives its command's exit code ($code)"
+passed "run gives its command's exit code"
+TOKENCACHE_TEST_KUBECONFIG=/given "$HACK/cluster.sh" run -- sh -c '[ "$KUBECONFIG" = /given ]' ||
+  failed "run uses a given cluster"
+passed "run uses a given cluster"
