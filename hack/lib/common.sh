@@ -102,7 +102,7 @@ wait_for() {
       for file in "$DIR"/*.pid; do show_log "$(basename "$file" .pid)" "still runs"; done
       return 1
     }
-    sleep 0.05
+    sleep 0.1
   done
 }
 

@@ -57,11 +57,11 @@ CNF
   certificate authority authority '/CN=tokencache test authority'
 }
 
-# make_certificates ADDRESS: the API server's, the admin's, and the service accounts' signing key.
+# make_certificates: the API server's, the admin's, and the service accounts' signing key.
 make_certificates() {
   local names=DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc
   certificate apiserver leaf '/CN=kube-apiserver' \
-    "IP:127.0.0.1,IP:$1,IP:$SERVICE_ADDRESS,$names,DNS:kubernetes.default.svc.cluster.local"
+    "IP:127.0.0.1,IP:$SERVICE_ADDRESS,$names,DNS:kubernetes.default.svc.cluster.local"
   certificate admin leaf '/O=system:masters/CN=admin'
   openssl genrsa -out "$DIR/pki/service-accounts.key" 2048 2>/dev/null
 }
@@ -107,11 +107,11 @@ start_control_plane() {
     read -ra ports <<<"$(free_ports 3 127.0.0.1)"
     [[ -z ${2-} ]] || ports[2]=$2
     start_etcd "${ports[0]}" "${ports[1]}"
-    ((attempt > 1)) || make_certificates "$1"
+    ((attempt > 1)) || make_certificates
     kubeconfig admin "https://$1:${ports[2]}" >"$DIR/kubeconfig"
     start_apiserver "$1" "${ports[2]}" "${ports[0]}"
-    if wait_for 60 "the API server's port" listening "$1" "${ports[2]}"; then
-      wait_for 60 "the API server" ready
+    if wait_for 120 "the API server" ready; then
+      # Not before: it gives up when the API server takes more than 10 s, and alone it takes a third of one.
       start_controller_manager
       wait_for 60 "the default service account" default_service_account
       return
@@ -175,8 +175,6 @@ start_scheduler() {
   ! older_than 24 "$program" || flags+=(--port=0)
   spawn kube-scheduler "$program" --kubeconfig="$DIR/kubeconfig" --leader-elect=false --secure-port=0 "${flags[@]}"
 }
-
-listening() { (: <"/dev/tcp/$1/$2") 2>/dev/null; }
 
 kube() { "$(binary kubectl)" --kubeconfig="$DIR/kubeconfig" --request-timeout=5s "$@"; }
 

@@ -141,8 +141,11 @@ node_ready() {
 # Its init is the first process of the node's own process namespace: with it the kernel ends all the others, and with
 # the last of these go the node's mounts, the pods' networks and their interfaces.
 stop_node() {
-  local id group
-  end_processes "$DIR/node-init.pid" "$DIR/node.pid"
+  local id group turns=100
+  end_processes "$DIR/node-init.pid"
+  # Its parent reaps it, and ends then by itself.
+  while alive "$DIR/node.pid" && ((turns-- > 0)); do sleep 0.02; done
+  end_processes "$DIR/node.pid"
   # Control groups do not go by themselves. In k8s.io are other nodes' as well.
   for id in "$DIR"/node/var/lib/containerd/io.containerd.runtime.v2.task/k8s.io/*; do
     for group in /sys/fs/cgroup{,/*}/k8s.io/"${id##*/}"; do

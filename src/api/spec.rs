@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time};
 
-use kube::{CustomResource, KubeSchema, core::Rule};
+use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

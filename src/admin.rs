@@ -1,0 +1,58 @@
+//! `/livez`, `/readyz` and `/metrics`.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+
+/// Whether the controller is at work, and if not, what it waits for.
+pub type Readiness = watch::Sender<Result<(), String>>;
+
+/// A readiness that waits for the start.
+#[must_use]
+pub fn starting() -> Readiness {
+    watch::Sender::new(Err("starting".into()))
+}
+
+#[derive(Clone)]
+struct Admin {
+    readiness: watch::Receiver<Result<(), String>>,
+    metrics: Metrics,
+}
+
+/// Binds the address, and serves until `stop`.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn serve(
+    address: SocketAddr,
+    readiness: &Readiness,
+    metrics: Metrics,
+    stop: CancellationToken,
+) -> std::io::Result<tokio::task::JoinHandle<()>> {
+    let listener = TcpListener::bind(address).await?;
+    let address = listener.local_addr()?;
+    let admin = Arc::new(Admin { readiness: readiness.subscribe(), metrics });
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(|State(admin): State<Arc<Admin>>| async move { admin.metrics.text() }))
+        .with_state(admin);
+    tracing::info!(%address, "admin server listening");
+    Ok(tokio::spawn(async move {
+        let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the admin server ended");
+        }
+    }))
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
+    match &*admin.readiness.borrow() {
+        Ok(()) => (StatusCode::OK, "ok".into()),
+        Err(waiting) => (StatusCode::SERVICE_UNAVAILABLE, waiting.clone()),
+    }
+}

@@ -1,0 +1,337 @@
+//! The lock of a TokenCache: a `coordination.k8s.io/v1` Lease, held only while a run is going on.
+//!
+//! Every write is a create, or a PUT that carries `resourceVersion`: a patch without it would steal the Lease.
+
+mod hold;
+mod judge;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::time::{Instant, timeout};
+
+pub use hold::Hold;
+pub use judge::{Identity, Judgement, Seen, judge};
+
+use crate::{
+    api::names::{FIELD_MANAGER, LABEL_MANAGED},
+    time::{Clock, to_kube_micro},
+};
+
+/// What a Lease is taken for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// Namespace of the TokenCache, and of the Lease.
+    pub namespace: String,
+    /// Name of the TokenCache.
+    pub name: String,
+    /// UID of the TokenCache.
+    pub uid: String,
+}
+
+impl Owner {
+    /// Name of the Lease.
+    #[must_use]
+    pub fn lease_name(&self) -> String {
+        format!("tokencache-{}", self.name)
+    }
+
+    /// The reference by which the TokenCache owns what is made for it.
+    #[must_use]
+    pub fn reference(&self) -> OwnerReference {
+        OwnerReference {
+            api_version: "tokencache.dev/v1alpha1".into(),
+            kind: "TokenCache".into(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: Some(true),
+        }
+    }
+}
+
+/// How an attempt to take a Lease ended, if not by an error.
+#[derive(Debug)]
+pub enum Acquired {
+    /// It is held, and renewed until it is released.
+    Hold(Hold),
+    /// Somebody else holds it; it may be free, or free to be taken, after this time at the latest.
+    Busy {
+        /// After this time.
+        retry_in: Duration,
+        /// Who holds it.
+        holder: String,
+    },
+}
+
+/// Why a Lease was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// A Lease of that name belongs to another object.
+    #[error("the Lease {namespace}/{name} does not belong to this TokenCache: delete it, or rename the TokenCache")]
+    NotOwned {
+        /// Namespace of the Lease.
+        namespace: String,
+        /// Name of the Lease.
+        name: String,
+    },
+    /// The API server refused, or did not answer.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    /// It did not answer in time.
+    #[error("the API server did not answer a request for the Lease {0} in time")]
+    Timeout(String),
+}
+
+/// Takes Leases, and remembers how it last saw each.
+#[derive(Clone, Debug)]
+pub struct Locks(Arc<Inner>);
+
+struct Inner {
+    /// With kube's own retry off: it repeats requests whatever their method.
+    client: Client,
+    clock: Clock,
+    replica: String,
+    nonce: String,
+    attempts: AtomicU64,
+    duration: Duration,
+    sightings: Mutex<HashMap<Owner, Sighting>>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Locks")
+            .field("replica", &self.replica)
+            .field("duration", &self.duration)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A Lease, and since when this very `resourceVersion` has been seen.
+#[derive(Clone, Debug)]
+struct Sighting {
+    seen: Seen,
+    since: Instant,
+}
+
+/// Attempts at one acquisition before it is left to a later one; each is lost to somebody who was faster.
+const TRIES: usize = 4;
+
+impl Locks {
+    /// Takes Leases of `duration` under the name of `replica`.
+    #[must_use]
+    pub fn new(client: Client, clock: Clock, replica: String, duration: Duration) -> Self {
+        let nonce = format!("{:08x}", rand::random::<u32>());
+        let (attempts, sightings) = (AtomicU64::new(0), Mutex::default());
+        Self(Arc::new(Inner { client, clock, replica, nonce, attempts, duration, sightings }))
+    }
+
+    /// Who this is, in `status.lastRunBy`.
+    #[must_use]
+    pub fn replica(&self) -> &str {
+        &self.0.replica
+    }
+
+    /// Drops what is remembered of an object that is gone.
+    pub fn forget(&self, owner: &Owner) {
+        self.sightings().remove(owner);
+    }
+
+    fn sightings(&self) -> std::sync::MutexGuard<'_, HashMap<Owner, Sighting>> {
+        self.0.sightings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn api(&self, owner: &Owner) -> Api<Lease> {
+        Api::namespaced(self.0.client.clone(), &owner.namespace)
+    }
+
+    /// Takes the Lease, unless somebody else holds it. Does not wait for it.
+    ///
+    /// `exists` says whether a Lease is to be expected, so that neither a read nor a create is in vain.
+    ///
+    /// # Errors
+    /// When the Lease belongs to somebody else, or the API server fails.
+    pub async fn acquire(&self, owner: &Owner, exists: bool) -> Result<Acquired, LockError> {
+        let me = Identity::new(&self.0.replica, &self.0.nonce, self.0.attempts.fetch_add(1, Ordering::Relaxed));
+        let remembered = self.sightings().get(owner).cloned();
+        // A Lease that was free when last seen is tried as it was; one that was held must be looked at.
+        let mut sighting = match remembered {
+            Some(sighting) if sighting.seen.holder.is_none() => Some(sighting),
+            None if !exists => None,
+            _ => self.look(owner).await?,
+        };
+        for _ in 0..TRIES {
+            let unchanged_for = sighting.as_ref().map(|sighting| sighting.since.elapsed()).unwrap_or_default();
+            let seen = sighting.as_ref().map(|sighting| &sighting.seen);
+            let write = match judge(seen, &owner.uid, &me, unchanged_for) {
+                Judgement::Create => self.write(owner, None, &me, 0),
+                Judgement::Take { transitions } => {
+                    self.write(owner, seen.map(|seen| seen.resource_version.as_str()), &me, transitions)
+                }
+                Judgement::Mine => {
+                    // When the request was sent that took it is not known any more; a renewal tells.
+                    let transitions = seen.map(|seen| seen.transitions).unwrap_or_default();
+                    self.write(owner, seen.map(|seen| seen.resource_version.as_str()), &me, transitions)
+                }
+                Judgement::Wait(retry_in) => {
+                    let holder = seen.and_then(|seen| seen.holder.clone()).unwrap_or_default();
+                    return Ok(Acquired::Busy { retry_in, holder });
+                }
+                Judgement::NotOwned => {
+                    let (namespace, name) = (owner.namespace.clone(), owner.lease_name());
+                    return Err(LockError::NotOwned { namespace, name });
+                }
+            };
+            let sent = Instant::now();
+            match write.await {
+                Ok(seen) => return Ok(Acquired::Hold(Hold::start(self.clone(), owner.clone(), me, seen, sent))),
+                Err(error) if error.is_final() => return Err(error),
+                // Somebody was faster, or nobody knows whether the write happened: it may be mine.
+                Err(_) => sighting = self.look(owner).await?,
+            }
+        }
+        let holder = sighting.and_then(|sighting| sighting.seen.holder).unwrap_or_default();
+        Ok(Acquired::Busy { retry_in: self.0.duration / 10, holder })
+    }
+
+    /// Reads the Lease, and keeps since when it has been seen as it is.
+    async fn look(&self, owner: &Owner) -> Result<Option<Sighting>, LockError> {
+        let lease = self.limited(owner, self.api(owner).get_opt(&owner.lease_name())).await?;
+        let seen = lease.map(seen);
+        let mut sightings = self.sightings();
+        let Some(seen) = seen else {
+            sightings.remove(owner);
+            return Ok(None);
+        };
+        let since = sightings
+            .get(owner)
+            .filter(|sighting| sighting.seen.resource_version == seen.resource_version)
+            .map_or_else(Instant::now, |sighting| sighting.since);
+        let sighting = Sighting { seen, since };
+        sightings.insert(owner.clone(), sighting.clone());
+        Ok(Some(sighting))
+    }
+
+    /// Creates the Lease, or replaces it if it still has the `resourceVersion`.
+    async fn write(
+        &self,
+        owner: &Owner,
+        resource_version: Option<&str>,
+        me: &Identity,
+        transitions: i32,
+    ) -> Result<Seen, LockError> {
+        let now = to_kube_micro(self.0.clock.now());
+        let spec = LeaseSpec {
+            holder_identity: Some(me.to_string()),
+            lease_duration_seconds: Some(i32::try_from(self.0.duration.as_secs()).unwrap_or(i32::MAX)),
+            acquire_time: Some(now.clone()),
+            renew_time: Some(now),
+            lease_transitions: Some(transitions),
+            ..LeaseSpec::default()
+        };
+        self.put(owner, resource_version, spec).await
+    }
+
+    async fn put(&self, owner: &Owner, resource_version: Option<&str>, spec: LeaseSpec) -> Result<Seen, LockError> {
+        let lease = Lease {
+            metadata: ObjectMeta {
+                name: Some(owner.lease_name()),
+                namespace: Some(owner.namespace.clone()),
+                resource_version: resource_version.map(Into::into),
+                labels: Some([(LABEL_MANAGED.to_owned(), "true".to_owned())].into()),
+                owner_references: Some(vec![owner.reference()]),
+                ..ObjectMeta::default()
+            },
+            spec: Some(spec),
+        };
+        let (api, params) =
+            (self.api(owner), PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() });
+        let lease = match resource_version {
+            None => self.limited(owner, api.create(&params, &lease)).await?,
+            Some(_) => self.limited(owner, api.replace(&owner.lease_name(), &params, &lease)).await?,
+        };
+        Ok(seen(lease))
+    }
+
+    /// Renews, without a change of the transitions.
+    async fn renew(&self, owner: &Owner, me: &Identity, held: &Seen) -> Result<Seen, LockError> {
+        self.write(owner, Some(&held.resource_version), me, held.transitions).await
+    }
+
+    /// Empties the holder, and remembers the Lease as free.
+    async fn empty(&self, owner: &Owner, held: &Seen) -> Result<(), LockError> {
+        let spec = LeaseSpec {
+            holder_identity: Some(String::new()),
+            lease_duration_seconds: Some(i32::try_from(self.0.duration.as_secs()).unwrap_or(i32::MAX)),
+            renew_time: Some(to_kube_micro(self.0.clock.now())),
+            lease_transitions: Some(held.transitions),
+            ..LeaseSpec::default()
+        };
+        let seen = self.put(owner, Some(&held.resource_version), spec).await?;
+        self.sightings().insert(owner.clone(), Sighting { seen, since: Instant::now() });
+        Ok(())
+    }
+
+    /// Whether the Lease belongs to another object, which only reading it can tell.
+    ///
+    /// # Errors
+    /// When the API server fails.
+    pub async fn is_foreign(&self, owner: &Owner) -> Result<bool, LockError> {
+        let sighting = self.look(owner).await?;
+        let me = Identity::new(&self.0.replica, &self.0.nonce, u64::MAX);
+        let seen = sighting.as_ref().map(|sighting| &sighting.seen);
+        Ok(judge(seen, &owner.uid, &me, Duration::ZERO) == Judgement::NotOwned)
+    }
+
+    /// A time limit below the renewal interval, so that one lost answer does not cost the hold.
+    async fn limited<T>(
+        &self,
+        owner: &Owner,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, LockError> {
+        match timeout(self.0.duration / 4, call).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(LockError::Timeout(format!("{}/{}", owner.namespace, owner.lease_name()))),
+        }
+    }
+}
+
+impl LockError {
+    /// Whether the write certainly did not happen, and for a reason that looking at the Lease does not mend.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::NotOwned { .. } => true,
+            Self::Timeout(_) => false,
+            Self::Api(kube::Error::Api(status)) => matches!(status.code, 400..=403 | 405..=408 | 410..=428 | 430..=499),
+            Self::Api(_) => false,
+        }
+    }
+}
+
+fn seen(lease: Lease) -> Seen {
+    let spec = lease.spec.unwrap_or_default();
+    let owners = lease.metadata.owner_references.unwrap_or_default();
+    let owner = owners.into_iter().find(|owner| owner.controller == Some(true));
+    let same_name = owner.as_ref().is_some_and(|owner| {
+        owner.kind == "TokenCache" && lease.metadata.name == Some(format!("tokencache-{}", owner.name))
+    });
+    Seen {
+        resource_version: lease.metadata.resource_version.unwrap_or_default(),
+        owner: owner.map(|owner| owner.uid),
+        same_name,
+        holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
+        duration: Duration::from_secs(spec.lease_duration_seconds.and_then(|secs| secs.try_into().ok()).unwrap_or(0)),
+        transitions: spec.lease_transitions.unwrap_or(0),
+    }
+}

@@ -1,0 +1,147 @@
+//! What is counted. No label is unbounded: none names an object, a host or a message.
+
+use std::time::Duration;
+
+use kube::client::Body;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use crate::reason::Reason;
+
+/// The metrics of a process. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: std::sync::Arc<Registry>,
+    fetches: Family<Fetch, Counter>,
+    durations: Family<Source, Histogram, fn() -> Histogram>,
+    acquisitions: Family<Acquisition, Counter>,
+    requests: Family<Request, Counter>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Fetch {
+    source: &'static str,
+    result: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Source {
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Acquisition {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Request {
+    verb: &'static str,
+    resource: &'static str,
+}
+
+const SECONDS: [f64; 11] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("tokencache");
+        let fetches = Family::default();
+        registry.register("fetches", "Fetches that ended", fetches.clone());
+        let durations: Family<_, _, fn() -> Histogram> = Family::new_with_constructor(|| Histogram::new(SECONDS));
+        registry.register_with_unit("fetch_duration", "How long fetches took", Unit::Seconds, durations.clone());
+        let acquisitions = Family::default();
+        registry.register("lock_acquisitions", "Attempts to take a Lease", acquisitions.clone());
+        let requests = Family::default();
+        registry.register("api_requests", "Requests sent to the Kubernetes API server", requests.clone());
+        Self { registry: registry.into(), fetches, durations, acquisitions, requests }
+    }
+}
+
+impl Metrics {
+    /// Counts a fetch that ended.
+    pub fn fetched(&self, source: &'static str, result: Result<(), Reason>, took: Duration) {
+        let (result, reason) = match result {
+            Ok(()) => ("success", Reason::Fetched.as_str()),
+            Err(reason) => ("failure", reason.as_str()),
+        };
+        self.fetches.get_or_create(&Fetch { source, result, reason }).inc();
+        self.durations.get_or_create(&Source { source }).observe(took.as_secs_f64());
+    }
+
+    /// Counts an attempt to take a Lease: `acquired`, `busy` or `error`.
+    pub fn acquisition(&self, outcome: &'static str) {
+        self.acquisitions.get_or_create(&Acquisition { outcome }).inc();
+    }
+
+    /// Counts a request to the Kubernetes API server.
+    pub fn request(&self, request: &http::Request<Body>) {
+        let (resource, named) = resource(request.uri().path());
+        let watch = request.uri().query().is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
+        let verb = match request.method().as_str() {
+            "GET" if watch => "watch",
+            "GET" if named => "get",
+            "GET" => "list",
+            "POST" => "create",
+            "PUT" => "update",
+            "PATCH" => "patch",
+            "DELETE" => "delete",
+            _ => "other",
+        };
+        self.requests.get_or_create(&Request { verb, resource }).inc();
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+/// The resource that a path of the API names, and whether it names one object of it.
+fn resource(path: &str) -> (&'static str, bool) {
+    const KNOWN: [&str; 6] = ["tokencaches", "secrets", "configmaps", "leases", "events", "namespaces"];
+    let mut parts = path.split('/').skip_while(|part| !matches!(*part, "api" | "apis"));
+    let skip = if parts.next() == Some("apis") { 2 } else { 1 };
+    let mut parts = parts.skip(skip).peekable();
+    let mut first = parts.next().unwrap_or_default();
+    if first == "namespaces" {
+        let _namespace = parts.next();
+        if let Some(part) = parts.next() {
+            first = part;
+        }
+    }
+    let named = parts.next().is_some();
+    match (first, parts.next()) {
+        ("tokencaches", Some("status")) => ("tokencaches/status", named),
+        (first, _) => (KNOWN.into_iter().find(|known| *known == first).unwrap_or("other"), named),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_names_its_resource() {
+        for (path, expected) in [
+            ("/api/v1/secrets", ("secrets", false)),
+            ("/api/v1/namespaces/a/secrets/b", ("secrets", true)),
+            ("/apis/tokencache.dev/v1alpha1/tokencaches", ("tokencaches", false)),
+            ("/apis/tokencache.dev/v1alpha1/namespaces/a/tokencaches/b", ("tokencaches", true)),
+            ("/apis/tokencache.dev/v1alpha1/namespaces/a/tokencaches/b/status", ("tokencaches/status", true)),
+            ("/apis/coordination.k8s.io/v1/namespaces/a/leases/b", ("leases", true)),
+            ("/apis/events.k8s.io/v1/namespaces/a/events", ("events", false)),
+            ("/k8s/clusters/x/api/v1/namespaces/a/configmaps/b", ("configmaps", true)),
+            ("/version", ("other", false)),
+        ] {
+            assert_eq!(resource(path), expected, "{path}");
+        }
+    }
+}

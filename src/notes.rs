@@ -1,0 +1,69 @@
+//! What a process remembers of each TokenCache beyond what the cluster stores. All of it can be lost.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use chrono::{DateTime, Utc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{api::Invalid, secret::Lifetime};
+
+/// Namespace and name.
+pub type Key = (String, String);
+
+/// The notes on one TokenCache.
+#[derive(Clone, Debug, Default)]
+pub struct Note {
+    /// What is wrong with the spec of this generation.
+    pub checked: Option<(i64, Option<Invalid>)>,
+    /// The exact lifetime of the value in the Secret of this `resourceVersion`.
+    pub exact: Option<(String, Lifetime)>,
+    /// The exact moment of the next attempt, after this many failed ones.
+    pub retry: Option<(i32, DateTime<Utc>)>,
+    /// Whether the Secret of this `resourceVersion` was found as it had been written.
+    pub verified: Option<(String, bool)>,
+    /// Since when the Secret of this `resourceVersion` waits to be verified.
+    pub unverified: Option<(String, Instant)>,
+    /// `status.runs` when an object that stood in the way of the last run changed.
+    pub unblocked: Option<i64>,
+    /// Since when a fetch has been due here.
+    pub due_since: Option<Instant>,
+    /// Failures in a row of the Kubernetes API.
+    pub api_failures: u32,
+    /// Ends the run that is going on.
+    pub cancel: Option<CancellationToken>,
+    /// The complaint that was reported of an object that cannot be decoded.
+    pub undecodable: Option<String>,
+}
+
+/// The notes on all.
+#[derive(Clone, Debug, Default)]
+pub struct Notes(Arc<Mutex<HashMap<Key, Note>>>);
+
+impl Notes {
+    /// Reads or changes the notes on one TokenCache.
+    pub fn with<T>(&self, key: &Key, use_note: impl FnOnce(&mut Note) -> T) -> T {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        use_note(notes.entry(key.clone()).or_default())
+    }
+
+    /// Forgets a TokenCache that is gone, and ends its run.
+    pub fn forget(&self, key: &Key) {
+        let note = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        if let Some(cancel) = note.and_then(|note| note.cancel) {
+            cancel.cancel();
+        }
+    }
+
+    /// Ends the run that is going on, if any.
+    pub fn cancel(&self, key: &Key) {
+        self.with(key, |note| {
+            if let Some(cancel) = &note.cancel {
+                cancel.cancel();
+            }
+        });
+    }
+}

@@ -1,0 +1,78 @@
+//! Which replica tries an object first. All may; the order only keeps a crowd from each Lease.
+//!
+//! Replicas learn of each other from `status.lastRunBy` as the watch brings it, and from Leases that they find held, so
+//! that it costs no request. Who is not seen for a while is forgotten.
+
+use std::{collections::HashMap, time::Duration};
+
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+/// The other replicas, as seen lately.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    me: String,
+    seen: HashMap<String, Instant>,
+}
+
+/// How long a replica counts after it was last seen.
+const REMEMBERED: Duration = Duration::from_secs(300);
+
+impl Peers {
+    /// Nobody else is known yet.
+    #[must_use]
+    pub fn new(me: String) -> Self {
+        Self { me, seen: HashMap::new() }
+    }
+
+    /// Another replica was seen at work.
+    pub fn saw(&mut self, replica: &str, now: Instant) {
+        if replica != self.me {
+            self.seen.insert(replica.to_owned(), now);
+        }
+    }
+
+    /// How many replicas are to try an object before this one (rendezvous hashing).
+    pub fn rank(&mut self, object: &str, now: Instant) -> u32 {
+        self.seen.retain(|_, seen| now.duration_since(*seen) < REMEMBERED);
+        let mine = weight(&self.me, object);
+        let before = self.seen.keys().filter(|peer| weight(peer, object) > mine).count();
+        u32::try_from(before).unwrap_or(u32::MAX)
+    }
+}
+
+fn weight(replica: &str, object: &str) -> [u8; 32] {
+    Sha256::new().chain_update(replica).chain_update([0]).chain_update(object).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_object_has_one_replica_that_goes_first_and_the_load_is_spread() {
+        let names = ["a", "b", "c"];
+        let now = Instant::now();
+        let mut replicas: Vec<Peers> = names.iter().map(|me| Peers::new((*me).to_owned())).collect();
+        for peers in &mut replicas {
+            names.iter().for_each(|name| peers.saw(name, now));
+        }
+        let mut first = [0; 3];
+        for object in 0..300 {
+            let mut ranks: Vec<u32> = replicas.iter_mut().map(|peers| peers.rank(&object.to_string(), now)).collect();
+            first[ranks.iter().position(|rank| *rank == 0).expect("one is first")] += 1;
+            ranks.sort_unstable();
+            assert_eq!(ranks, [0, 1, 2]);
+        }
+        assert!(first.iter().all(|count| *count > 60), "{first:?}");
+    }
+
+    #[test]
+    fn a_replica_that_was_not_seen_for_long_is_forgotten() {
+        let mut peers = Peers::new("a".into());
+        let now = Instant::now();
+        (0..50).for_each(|peer| peers.saw(&peer.to_string(), now));
+        assert!(peers.rank("x", now) > 0);
+        assert_eq!(peers.rank("x", now + REMEMBERED), 0);
+    }
+}

@@ -1,0 +1,260 @@
+//! The Secret that should be, from the spec and a value; and what a Secret that is there tells about its value.
+
+use std::{collections::BTreeMap, fmt};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use chrono::{DateTime, Utc};
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::Resource;
+use secrecy::{ExposeSecret as _, SecretSlice};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use crate::{
+    api::{
+        ExpiresAt, TokenCache, TokenCacheSpec,
+        names::{
+            ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCH_HASH, ANNOTATION_FETCHED_AT, LABEL_MANAGED,
+        },
+    },
+    lock::Owner,
+    time,
+};
+
+/// One value of a Secret: does not print, and is wiped when dropped.
+pub struct SecretBytes(SecretSlice<u8>);
+
+impl From<SecretSlice<u8>> for SecretBytes {
+    fn from(bytes: SecretSlice<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[REDACTED]")
+    }
+}
+
+impl Clone for SecretBytes {
+    fn clone(&self) -> Self {
+        Self(self.0.expose_secret().to_vec().into())
+    }
+}
+
+impl Serialize for SecretBytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Zeroizing::new(STANDARD.encode(self.0.expose_secret())))
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretBytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        let bytes = STANDARD.decode(text.as_bytes()).map_err(|_| D::Error::custom("a value is not base64"))?;
+        Ok(Self(bytes.into()))
+    }
+}
+
+/// A Secret as it is written and verified. k8s-openapi's type prints its data; this one does not.
+#[derive(Clone, Debug, Resource, Serialize, Deserialize)]
+#[resource(inherit = Secret)]
+pub struct SealedSecret {
+    /// Metadata.
+    pub metadata: ObjectMeta,
+    /// `type`, immutable once written.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub type_: Option<String>,
+    /// Whether Kubernetes refuses changes of the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub immutable: Option<bool>,
+    /// The values.
+    #[serde(default)]
+    pub data: BTreeMap<String, SecretBytes>,
+}
+
+/// When a value was fetched, and when it expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// When it was fetched.
+    pub fetched_at: DateTime<Utc>,
+    /// When it expires.
+    pub expires_at: ExpiresAt,
+}
+
+/// Whether a Secret still is as tokencache wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Integrity {
+    /// It is.
+    Intact,
+    /// Somebody wrote to it; reading its data will tell.
+    Unverified,
+    /// It is not; what differs, without values.
+    Drifted(String),
+}
+
+/// What a Secret's metadata tells about the value in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// UID, for deletion.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+    /// From the annotations; `None` where they cannot be read.
+    pub lifetime: Option<Lifetime>,
+    /// From the annotation.
+    pub fetch_hash: String,
+    /// Whether it is as it was written.
+    pub integrity: Integrity,
+}
+
+/// The Secret of the target's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretState {
+    /// There is none.
+    Absent,
+    /// It belongs to somebody else, who is named for people.
+    Foreign(String),
+    /// It belongs to the TokenCache.
+    Owned(Stored),
+}
+
+/// Reads a Secret's metadata. `verified` is what is known of a `resourceVersion` from reading the data.
+#[must_use]
+pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<(&str, bool)>) -> SecretState {
+    let Some(metadata) = metadata else { return SecretState::Absent };
+    let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    match owner {
+        None => return SecretState::Foreign("has no controlling owner".into()),
+        Some(owner) if Some(&owner.uid) != cache.metadata.uid.as_ref() => {
+            return SecretState::Foreign(format!("belongs to the {} {}", owner.kind, owner.name));
+        }
+        Some(_) => {}
+    }
+    let annotation = |key: &str| metadata.annotations.as_ref().and_then(|map| map.get(key)).map_or("", String::as_str);
+    let expires_at = annotation(ANNOTATION_EXPIRES_AT).parse().ok();
+    let fetched_at = time::parse_rfc3339(annotation(ANNOTATION_FETCHED_AT)).ok();
+    let lifetime = fetched_at.zip(expires_at).map(|(fetched_at, expires_at)| Lifetime { fetched_at, expires_at });
+    let resource_version = metadata.resource_version.clone().unwrap_or_default();
+    let written = cache.status.as_ref().and_then(|status| status.secret_resource_version.as_ref());
+    let integrity = if lifetime.is_none() {
+        Integrity::Drifted("its annotations cannot be read".into())
+    } else if let Some(key) = missing_label(cache, metadata) {
+        Integrity::Drifted(format!("{key} was changed"))
+    } else {
+        match verified.filter(|(version, _)| *version == resource_version) {
+            Some((_, true)) => Integrity::Intact,
+            Some((_, false)) => Integrity::Drifted("its data or annotations were changed".into()),
+            None if written == Some(&resource_version) => Integrity::Intact,
+            None => Integrity::Unverified,
+        }
+    };
+    SecretState::Owned(Stored {
+        uid: metadata.uid.clone().unwrap_or_default(),
+        resource_version,
+        lifetime,
+        fetch_hash: annotation(ANNOTATION_FETCH_HASH).to_owned(),
+        integrity,
+    })
+}
+
+/// The first label or annotation that should be there and is not, or has another value.
+fn missing_label(cache: &TokenCache, metadata: &ObjectMeta) -> Option<String> {
+    let target = &cache.spec.target;
+    let is = |map: &Option<BTreeMap<String, String>>, key: &str, value: &str| {
+        map.as_ref().and_then(|map| map.get(key)).is_some_and(|found| found == value)
+    };
+    if !is(&metadata.labels, LABEL_MANAGED, "true") {
+        return Some(format!("the label {LABEL_MANAGED}"));
+    }
+    let label = target.labels.iter().find(|(key, value)| !is(&metadata.labels, key, value));
+    let annotation = target.annotations.iter().find(|(key, value)| !is(&metadata.annotations, key, value));
+    label.map(|(key, _)| format!("the label {key}")).or(annotation.map(|(key, _)| format!("the annotation {key}")))
+}
+
+/// The Secret that should be: what other hands put on the one that is there stays.
+#[must_use]
+pub fn desired(
+    cache: &TokenCache,
+    owner: &Owner,
+    found: Option<&ObjectMeta>,
+    data: BTreeMap<String, SecretBytes>,
+    lifetime: Lifetime,
+) -> SealedSecret {
+    let mut metadata = ObjectMeta {
+        name: Some(cache.secret_name().to_owned()),
+        namespace: Some(owner.namespace.clone()),
+        ..ObjectMeta::default()
+    };
+    if let Some(found) = found {
+        metadata.resource_version = found.resource_version.clone();
+        metadata.uid = found.uid.clone();
+        metadata.labels = found.labels.clone();
+        metadata.annotations = found.annotations.clone();
+        metadata.finalizers = found.finalizers.clone();
+        metadata.owner_references = found.owner_references.clone();
+    }
+    let owners = metadata.owner_references.get_or_insert_default();
+    if !owners.iter().any(|reference| reference.uid == owner.uid) {
+        owners.push(owner.reference());
+    }
+    let labels = metadata.labels.get_or_insert_default();
+    labels.extend(cache.spec.target.labels.clone());
+    labels.insert(LABEL_MANAGED.to_owned(), "true".to_owned());
+    let annotations = metadata.annotations.get_or_insert_default();
+    annotations.extend(cache.spec.target.annotations.clone());
+    annotations.insert(ANNOTATION_EXPIRES_AT.to_owned(), lifetime.expires_at.whole_seconds().to_string());
+    annotations.insert(ANNOTATION_FETCHED_AT.to_owned(), time::rfc3339(lifetime.fetched_at));
+    annotations.insert(ANNOTATION_FETCH_HASH.to_owned(), fetch_hash(&cache.spec));
+    let mut secret =
+        SealedSecret { metadata, type_: Some(cache.spec.target.secret_type().to_owned()), immutable: None, data };
+    let hash = data_hash(&secret);
+    secret.metadata.annotations.get_or_insert_default().insert(ANNOTATION_DATA_HASH.to_owned(), hash);
+    secret
+}
+
+/// Whether a Secret that was read whole is as it was written.
+#[must_use]
+pub fn is_intact(secret: &SealedSecret) -> bool {
+    let annotations = secret.metadata.annotations.as_ref();
+    annotations.and_then(|map| map.get(ANNOTATION_DATA_HASH)).is_some_and(|hash| *hash == data_hash(secret))
+}
+
+/// Hash of the parts of the spec that decide the value and the Secret. Scheduling (`refresh`, `retry`, `suspend`, the
+/// timeout) and what happens to an old Secret are not in it.
+#[must_use]
+pub fn fetch_hash(spec: &TokenCacheSpec) -> String {
+    let mut fetch = spec.fetch.clone();
+    fetch.timeout = None;
+    let mut target = spec.target.clone();
+    target.expired_policy = crate::api::RetentionPolicy::default();
+    target.deletion_policy = None;
+    // Serialized in the order of the fields, maps by key, without what is unset: the same spec always hashes alike,
+    // and a field that a later version adds changes nothing for those who do not set it.
+    let parts = serde_json::to_vec(&(fetch, &spec.expiry, target)).unwrap_or_default();
+    hex(&Sha256::digest(&parts))
+}
+
+/// Hash of the data, and of the annotations that say how long it is valid and by which spec.
+fn data_hash(secret: &SealedSecret) -> String {
+    let mut hash = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_be_bytes());
+        hash.update(bytes);
+    };
+    for (key, value) in &secret.data {
+        part(key.as_bytes());
+        part(value.0.expose_secret());
+    }
+    for key in [ANNOTATION_EXPIRES_AT, ANNOTATION_FETCHED_AT, ANNOTATION_FETCH_HASH] {
+        let annotations = secret.metadata.annotations.as_ref();
+        part(annotations.and_then(|map| map.get(key)).map_or("", String::as_str).as_bytes());
+    }
+    hex(&hash.finalize())
+}
+
+/// The first 16 bytes, which is plenty against chance.
+fn hex(digest: &[u8]) -> String {
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,219 @@
+//! What `status` should say: pure, from what was observed, how a run ended, and the time.
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use crate::{
+    api::{LastFailure, RefreshPolicy, RetentionPolicy, TokenCacheStatus},
+    fetch::Failure,
+    plan::{Observed, jitter, refresh_at},
+    reason::Reason,
+    secret::SecretState,
+    time::{ceil, floor, rfc3339, to_kube},
+};
+
+/// Whether the Secret holds a valid value.
+pub const READY: &str = "Ready";
+/// Whether nothing will change until someone edits something. Absent while it is not so.
+pub const STALLED: &str = "Stalled";
+
+/// How a run ended, for `status`.
+#[derive(Clone, Debug)]
+pub struct Ended<'a> {
+    /// Who ran.
+    pub by: &'a str,
+    /// Nothing where a value was written, else why not.
+    pub failure: Option<&'a Failure>,
+    /// When it is tried again.
+    pub next_retry_at: Option<DateTime<Utc>>,
+    /// The annotation's value that the run saw.
+    pub answered: Option<&'a str>,
+    /// `resourceVersion` of the Secret that was written.
+    pub written: Option<&'a str>,
+}
+
+/// The status after a run. The caller has put into `observed` the Secret as the run left it.
+#[must_use]
+pub fn after_run(observed: &Observed<'_>, ended: &Ended<'_>, now: DateTime<Utc>) -> TokenCacheStatus {
+    let mut status = observed.cache.status.clone().unwrap_or_default();
+    status.runs = status.runs.saturating_add(1);
+    status.last_run_by = Some(ended.by.to_owned());
+    // Who asked before the run ended is answered by it.
+    status.refresh_requested = None;
+    if let Some(answered) = ended.answered {
+        status.handled_request = Some(answered.to_owned());
+    }
+    match ended.failure {
+        None => {
+            status.failures = 0;
+            status.next_retry_at = None;
+        }
+        Some(failure) => {
+            status.failures = status.failures.saturating_add(1);
+            status.next_retry_at = if failure.reason.is_refusal() { None } else { ended.next_retry_at.map(ceil) };
+            status.last_failure = Some(LastFailure {
+                time: Some(floor(now)),
+                reason: failure.reason.as_str().to_owned(),
+                message: failure.message.clone(),
+            });
+        }
+    }
+    if let Some(version) = ended.written {
+        status.secret_resource_version = Some(version.to_owned());
+    }
+    status.observed_generation = observed.cache.metadata.generation;
+    derive(observed, status, now)
+}
+
+/// The status where no run is called for: what the Secret and the spec say, with the counts as they were.
+#[must_use]
+pub fn at_rest(observed: &Observed<'_>, now: DateTime<Utc>) -> TokenCacheStatus {
+    let mut status = observed.cache.status.clone().unwrap_or_default();
+    status.observed_generation = observed.cache.metadata.generation;
+    derive(observed, status, now)
+}
+
+/// The status at the moment of expiry, while a run is going on: the generation is not dealt with yet.
+#[must_use]
+pub fn at_expiry(observed: &Observed<'_>, now: DateTime<Utc>) -> TokenCacheStatus {
+    derive(observed, observed.cache.status.clone().unwrap_or_default(), now)
+}
+
+/// Fills in all that follows from the rest. The same on every replica at every time between two changes, so that it is
+/// written once.
+fn derive(observed: &Observed<'_>, mut status: TokenCacheStatus, now: DateTime<Utc>) -> TokenCacheStatus {
+    let spec = &observed.cache.spec;
+    // The facts that the sentences are made from must be those of the new status, not of the old.
+    let mut cache = observed.cache.clone();
+    cache.status = Some(status.clone());
+    let observed = Observed { cache: &cache, ..observed.clone() };
+    match observed.lifetime() {
+        Some(lifetime) => {
+            status.expires_at = Some(lifetime.expires_at);
+            status.fetched_at = Some(lifetime.fetched_at);
+            status.refresh_at = refresh_at(&spec.refresh, lifetime, jitter(&cache)).map(floor);
+        }
+        None => {
+            // That a value expired stays known after its Secret was removed for it.
+            let removed = spec.target.expired_policy == RetentionPolicy::Delete;
+            status.expires_at = status.expires_at.filter(|expiry| removed && expiry.is_past(now));
+            status.fetched_at = None;
+            status.refresh_at = None;
+            status.secret_resource_version = None;
+        }
+    }
+    if spec.suspend || observed.invalid.is_some() {
+        status.refresh_at = None;
+    }
+    if observed.stored().is_some() || status.secret_name.is_none() {
+        status.secret_name = Some(cache.secret_name().to_owned());
+    }
+    status.source = spec.fetch.source().map(|source| source.name().to_owned());
+    let refusal = if spec.suspend { None } else { observed.refusal() };
+    let (ready, reason, message) = ready(&observed, &status, refusal.as_ref(), now);
+    let generation = status.observed_generation;
+    set(&mut status.conditions, READY, Some((ready, reason, message)), generation, now);
+    set(&mut status.conditions, STALLED, refusal.map(|(reason, message)| (true, reason, message)), generation, now);
+    status
+}
+
+fn ready(
+    observed: &Observed<'_>,
+    status: &TokenCacheStatus,
+    refusal: Option<&(Reason, String)>,
+    now: DateTime<Utc>,
+) -> (bool, Reason, String) {
+    let spec = &observed.cache.spec;
+    let valid = observed.lifetime().filter(|lifetime| !lifetime.expires_at.is_past(now));
+    let failure = status.last_failure.as_ref().filter(|_| status.failures > 0);
+    let failed = failure.map(|failure| {
+        let again = status.next_retry_at.map(|at| format!("; next attempt at {}", rfc3339(at))).unwrap_or_default();
+        format!("{}: {}{again}", failure.reason, failure.message)
+    });
+    if let Some(lifetime) = valid {
+        let until = match lifetime.expires_at.moment() {
+            Some(moment) => format!("the value is valid until {}", rfc3339(moment)),
+            None => "the value does not expire".to_owned(),
+        };
+        return if spec.suspend {
+            (true, Reason::Suspended, format!("{until}; nothing is fetched while spec.suspend is true"))
+        } else if let Some((reason, message)) = refusal {
+            (true, Reason::RefreshFailing, format!("{until}; it is not refreshed: {reason}: {message}"))
+        } else if let Some(failed) = failed {
+            (true, Reason::RefreshFailing, format!("{until}; the newest attempt failed: {failed}"))
+        } else {
+            (true, Reason::Fetched, format!("{until}{}", renew_before_note(observed)))
+        };
+    }
+    if spec.suspend {
+        return (false, Reason::Suspended, "nothing is fetched while spec.suspend is true".into());
+    }
+    if let Some((reason, message)) = refusal {
+        return (false, *reason, message.clone());
+    }
+    if let Some(expired) = status.expires_at.and_then(|expiry| expiry.moment()).filter(|moment| *moment <= now) {
+        let failed = failed.map(|failed| format!("; the newest attempt failed: {failed}")).unwrap_or_default();
+        return (false, Reason::Expired, format!("the value expired at {}{failed}", rfc3339(expired)));
+    }
+    if let Some(failed) = failed {
+        return (false, Reason::FetchFailed, failed);
+    }
+    if spec.refresh.policy == RefreshPolicy::Lazy && observed.secret == SecretState::Absent {
+        return (false, Reason::Cleared, "no value: it is fetched when a consumer asks for it".into());
+    }
+    (false, Reason::Pending, "the first value is being fetched".into())
+}
+
+/// A sentence for those whose `renewBefore` cannot be kept.
+fn renew_before_note(observed: &Observed<'_>) -> String {
+    let Some(before) = observed.cache.spec.refresh.renew_before else { return String::new() };
+    let Some(lifetime) = observed.lifetime() else { return String::new() };
+    let Some(expires_at) = lifetime.expires_at.moment() else { return String::new() };
+    let length = expires_at.signed_duration_since(lifetime.fetched_at);
+    if before.as_chrono() < length {
+        return String::new();
+    }
+    format!(
+        "; spec.refresh.renewBefore ({before}) is not shorter than its lifetime of {} s, so it is refreshed when {} % \
+         of that is left",
+        length.num_seconds(),
+        observed.cache.spec.refresh.percentage(),
+    )
+}
+
+/// Sets or removes a condition; its transition time changes only with its status.
+fn set(
+    conditions: &mut Vec<Condition>,
+    type_: &str,
+    wanted: Option<(bool, Reason, String)>,
+    generation: Option<i64>,
+    now: DateTime<Utc>,
+) {
+    let at = conditions.iter().position(|condition| condition.type_ == type_);
+    let Some((state, reason, message)) = wanted else {
+        conditions.retain(|condition| condition.type_ != type_);
+        return;
+    };
+    let state = if state { "True" } else { "False" };
+    let unchanged = at.and_then(|at| conditions.get(at)).filter(|condition| condition.status == state);
+    let condition = Condition {
+        type_: type_.to_owned(),
+        status: state.to_owned(),
+        reason: reason.as_str().to_owned(),
+        message,
+        observed_generation: generation,
+        last_transition_time: unchanged
+            .map_or_else(|| to_kube(now), |condition| condition.last_transition_time.clone()),
+    };
+    match at.and_then(|at| conditions.get_mut(at)) {
+        Some(found) => *found = condition,
+        None => conditions.push(condition),
+    }
+}
+
+/// A condition's status and reason.
+#[must_use]
+pub fn condition<'a>(status: Option<&'a TokenCacheStatus>, type_: &str) -> Option<(&'a str, &'a str)> {
+    let condition = status?.conditions.iter().find(|condition| condition.type_ == type_)?;
+    Some((&condition.status, &condition.reason))
+}
