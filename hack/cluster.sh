@@ -167,10 +167,12 @@ run_command() {
   exit "$code"
 }
 
-# pass_on SIGNAL CHILD: a terminal's Ctrl-C has reached the whole foreground group already.
+# pass_on SIGNAL CHILD: but a terminal's Ctrl-C has reached the whole foreground group already.
 pass_on() {
-  [[ $1 == INT && "$(ps -o tpgid= -p $$ | tr -d ' ')" == "$(ps -o pgid= -p $$ | tr -d ' ')" ]] ||
-    kill "-$1" "$2" 2>/dev/null || true
+  local stat group terminal_group
+  read -r stat <"/proc/$$/stat"
+  read -r _ _ group _ _ terminal_group _ <<<"${stat##*) }"
+  [[ $1 == INT && $group == "$terminal_group" ]] || kill "-$1" "$2" 2>/dev/null || true
 }
 
 alive_child() { [[ -n "$(process_start "$1")" ]]; }

@@ -145,7 +145,7 @@ passed "a Job completes, of an image made of a dynamic binary"
 
 folder=$(dirname "$KUBECONFIG")
 read -r init _ <"$folder/node-init.pid"
-node=("$(readlink "/proc/$init/ns/pid")" "$(<"$folder/bridge")")
+node=("$(readlink "/proc/$init/ns/pid")" "$(ip -o link | grep -F "alias $folder" | grep -o "tokencache[0-9]*" | head -n 1)")
 while read -r id; do node+=("$id"); done < <(ls "$folder/node/var/lib/containerd/io.containerd.runtime.v2.task/k8s.io")
 [[ -n "$(left "${node[@]}")" ]] || failed "the search for what is left finds what is there"
 begin=${EPOCHREALTIME/[.,]/}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# node-init.sh RUN-FOLDER KUBELET KUBERNETES-FOLDER: the first process in a node's process and mount namespaces.
+# node-init.sh RUN-FOLDER NODE KUBELET KUBERNETES-FOLDER: the first process in a node's process and mount namespaces.
 set -euo pipefail
-DIR=$1 KUBELET=$2 KEEP=("$1" "$(dirname "$2")" "$3")
+DIR=$1 NODE=$2 KUBELET=$3 KEEP=("$1" "$(dirname "$3")" "$4")
 
 # /proc is the outer one still, and tells the pid by which the outer world knows us.
 read -r pid stat </proc/self/stat
@@ -49,7 +49,7 @@ flags=()
 version=$("$KUBELET" --version)
 version=${version##*v1.}
 ((${version%%.*} >= 27)) || flags+=(--container-runtime=remote)
-"$KUBELET" --config="$DIR/node/kubelet.yaml" --kubeconfig="$DIR/node/kubeconfig" --hostname-override=node \
+"$KUBELET" --config="$DIR/node/kubelet.yaml" --kubeconfig="$DIR/node/kubeconfig" --hostname-override="$NODE" \
   --node-ip="$(<"$DIR/host-ip")" --container-runtime-endpoint="unix://$DIR/node/containerd.sock" "${flags[@]}" \
   >"$DIR/kubelet.log" 2>&1 &
 

@@ -20,7 +20,7 @@ start_with_node() {
   prepare_node
   # At once: kubelet looks for a Docker for 5 s before it looks for us.
   spawn node unshare --pid --fork --kill-child --mount --propagation slave "$HACK/lib/node-init.sh" \
-    "$DIR" "$(binary kubelet)" "$KUBE_BIN"
+    "$DIR" "$NODE" "$(binary kubelet)" "$KUBE_BIN"
   start_control_plane "$SERVICE_ADDRESS" 443
   start_scheduler
   wait_for 60 containerd containerd_ready
@@ -35,7 +35,7 @@ claim_network() {
     BRIDGE=tokencache$NETWORK GATEWAY=10.213.$NETWORK.1
     # Else a bridge's hardware address would change with the first pods, and be wrong in the others' tables.
     ip link add name "$BRIDGE" address "$(printf '02:74:63:00:00:%02x' "$NETWORK")" type bridge 2>/dev/null || continue
-    echo "$BRIDGE" >"$DIR/bridge"
+    ip link set "$BRIDGE" alias "$DIR"
     echo "$GATEWAY" >"$DIR/host-ip"
     ip address add "$GATEWAY/24" dev "$BRIDGE"
     ip link set "$BRIDGE" up
@@ -44,8 +44,12 @@ claim_network() {
   die "could not make a network bridge"
 }
 
+# Whose a bridge is stands on the bridge: a folder that outlived a reboot must not claim another cluster's.
 remove_network() {
-  [[ ! -s $DIR/bridge ]] || ip link delete "$(<"$DIR/bridge")" 2>/dev/null || true
+  local bridge
+  for bridge in /sys/class/net/tokencache*; do
+    [[ "$(cat "$bridge/ifalias" 2>/dev/null)" != "$DIR" ]] || ip link delete "${bridge##*/}"
+  done
 }
 
 host_ip() {
