@@ -3,9 +3,11 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use chrono::{DateTime, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +25,10 @@ pub struct Note {
     pub exact: Option<(String, Lifetime)>,
     /// The exact moment of the next attempt, after this many failed ones.
     pub retry: Option<(i32, DateTime<Utc>)>,
+    /// The Secret as this process wrote it, until the watch shows it.
+    pub ahead: Option<Ahead>,
+    /// `status.runs` as this process wrote it, and when; an object with less has not come through the watch yet.
+    pub reported: Option<(i64, Instant)>,
     /// Whether the Secret of this `resourceVersion` was found as it had been written.
     pub verified: Option<(String, bool)>,
     /// Since when the Secret of this `resourceVersion` waits to be verified.
@@ -37,6 +43,47 @@ pub struct Note {
     pub cancel: Option<CancellationToken>,
     /// The complaint that was reported of an object that cannot be decoded.
     pub undecodable: Option<String>,
+}
+
+/// A Secret that was written but may not have come through the watch yet.
+#[derive(Clone, Debug)]
+pub struct Ahead {
+    /// As it was written.
+    pub metadata: Arc<ObjectMeta>,
+    /// The `resourceVersion` that it replaced.
+    pub before: Option<String>,
+    /// When it was written.
+    pub since: Instant,
+}
+
+/// How long a write is expected to come through the watch; after that the watch is believed.
+const WATCH_LAG: Duration = Duration::from_secs(5);
+
+impl Note {
+    /// The Secret's metadata: as written by this process, while the watch still shows what was before.
+    #[must_use]
+    pub fn newest(&self, watched: Option<Arc<ObjectMeta>>) -> Option<Arc<ObjectMeta>> {
+        match &self.ahead {
+            Some(ahead) if ahead.since.elapsed() < WATCH_LAG => Some(ahead.metadata.clone()),
+            _ => watched,
+        }
+    }
+
+    /// Takes notice of a Secret that came through the watch, `None` when it was deleted.
+    pub fn watched(&mut self, resource_version: Option<&str>) {
+        let stale = self.ahead.as_ref().is_some_and(|ahead| {
+            resource_version.is_some() && resource_version == ahead.before.as_deref()
+        });
+        if !stale {
+            self.ahead = None;
+        }
+    }
+
+    /// Whether an object with this `status.runs` is older than what this process wrote.
+    #[must_use]
+    pub fn is_ahead_of(&self, runs: i64) -> bool {
+        self.reported.is_some_and(|(reported, since)| runs < reported && since.elapsed() < WATCH_LAG)
+    }
 }
 
 /// The notes on all.

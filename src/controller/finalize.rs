@@ -1,0 +1,54 @@
+//! `target.deletionPolicy: Retain`: a finalizer sets the Secret free before its TokenCache goes.
+
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+
+use crate::{
+    api::{RetentionPolicy, TokenCache, names::FINALIZER},
+    observe::{ApiError, limited},
+    store::set_free,
+};
+
+/// Does what deletion calls for, and keeps the finalizer as the policy wants it. True: there is nothing else to do.
+///
+/// # Errors
+/// When the API server fails.
+pub(super) async fn finalize(client: &Client, cache: &TokenCache) -> Result<bool, ApiError> {
+    let finalizers = cache.metadata.finalizers.clone().unwrap_or_default();
+    let has = finalizers.iter().any(|name| name == FINALIZER);
+    let without = || finalizers.iter().filter(|name| *name != FINALIZER).cloned().collect::<Vec<_>>();
+    let retains = cache.spec.target.deletion_policy() == RetentionPolicy::Retain;
+    if cache.metadata.deletion_timestamp.is_some() {
+        if has {
+            if retains {
+                let known = cache.status.as_ref().and_then(|status| status.secret_name.as_deref());
+                set_free(client, cache, known.unwrap_or_else(|| cache.secret_name())).await?;
+            }
+            set(client, cache, without()).await?;
+        }
+        return Ok(true);
+    }
+    match (retains, has) {
+        (true, false) => set(client, cache, [finalizers.clone(), vec![FINALIZER.to_owned()]].concat()).await?,
+        (false, true) => set(client, cache, without()).await?,
+        _ => return Ok(false),
+    }
+    // The watch brings the object as it is now.
+    Ok(true)
+}
+
+async fn set(client: &Client, cache: &TokenCache, finalizers: Vec<String>) -> Result<(), ApiError> {
+    let metadata = &cache.metadata;
+    let patch = json!({ "metadata": {
+        "uid": metadata.uid, "resourceVersion": metadata.resource_version, "finalizers": finalizers,
+    }});
+    let api = Api::<TokenCache>::namespaced(client.clone(), metadata.namespace.as_deref().unwrap_or_default());
+    let name = metadata.name.as_deref().unwrap_or_default();
+    match limited(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch))).await {
+        Err(error) if error.code() == Some(404) => Ok(()),
+        other => other.map(|_| ()),
+    }
+}

@@ -1,0 +1,130 @@
+//! The controller: waits for the CRD, watches, and tends each TokenCache until it is told to stop.
+
+mod finalize;
+mod tend;
+mod watch;
+
+use std::time::Duration;
+
+use kube::{Api, Client, api::ListParams};
+use tokio::{task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::Readiness,
+    api::TokenCache,
+    limits::Limits,
+    observe::{ApiError, limited},
+    run::Runner,
+};
+
+/// What a controller looks after, and how much of it at once.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The namespaces to look after; all, where none is named.
+    pub namespaces: Vec<String>,
+    /// Runs at once.
+    pub concurrency: usize,
+    /// Whether only Secrets with the source label are read, and so watched.
+    pub require_source_label: bool,
+}
+
+/// How a controller is stopped: first no run is begun, then those that go on are cancelled.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// No new runs.
+    pub begin: CancellationToken,
+    /// The runs that still go on end.
+    pub cancel: CancellationToken,
+}
+
+/// How long the runs that go on may still take after a stop was asked for; Leases are released after it, and kubelet
+/// waits 30 s by default.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How long is waited before looking again for the CRD.
+const CRD_POLL: Duration = Duration::from_secs(2);
+
+/// Runs until `stop.begin`, and then until the runs that go on have ended.
+pub async fn run(runner: Runner, settings: Settings, readiness: &Readiness, stop: Stop) {
+    tokio::select! {
+        () = wait_for_crd(&runner.client, &settings, readiness) => {}
+        () = stop.begin.cancelled() => return,
+    }
+    let limits = Limits::new(settings.concurrency);
+    let scopes: Vec<Option<String>> = if settings.namespaces.is_empty() {
+        vec![None]
+    } else {
+        settings.namespaces.iter().cloned().map(Some).collect()
+    };
+    let peers = tend::Peers::new(runner.locks.replica());
+    let mut watching = JoinSet::new();
+    let mut synced = Vec::new();
+    for namespace in scopes {
+        let (ready, when_ready) = tokio::sync::oneshot::channel();
+        synced.push(when_ready);
+        let context = watch::Start {
+            runner: runner.clone(),
+            limits: limits.clone(),
+            peers: peers.clone(),
+            stop: stop.clone(),
+            namespace,
+            require_source_label: settings.require_source_label,
+        };
+        watching.spawn(context.run(ready));
+    }
+    let all_synced = async {
+        for ready in synced {
+            let _ = ready.await;
+        }
+    };
+    tokio::select! {
+        () = all_synced => {
+            readiness.send_replace(Ok(()));
+            tracing::info!("the controller is ready");
+        }
+        () = stop.begin.cancelled() => {}
+    }
+    stop.begin.cancelled().await;
+    readiness.send_replace(Err("stopping".into()));
+    let ended = async { while watching.join_next().await.is_some() {} };
+    tokio::pin!(ended);
+    tokio::select! {
+        () = &mut ended => {}
+        () = sleep(GRACE) => {
+            stop.cancel.cancel();
+            // Ends with the release of the Leases, each limited in time; the caller has the last word.
+            ended.await;
+        }
+    }
+}
+
+/// Waits, unready, until TokenCaches can be listed, and says what is missing.
+async fn wait_for_crd(client: &Client, settings: &Settings, readiness: &Readiness) {
+    let mut said = None;
+    loop {
+        let api: Api<TokenCache> = match settings.namespaces.first() {
+            Some(namespace) => Api::namespaced(client.clone(), namespace),
+            None => Api::all(client.clone()),
+        };
+        let waiting = match limited(api.list_metadata(&ListParams::default().limit(1))).await {
+            Ok(_) => return,
+            Err(error) => waiting_for(&error),
+        };
+        if said.as_ref() != Some(&waiting) {
+            tracing::warn!("waiting: {waiting}");
+            readiness.send_replace(Err(waiting.clone()));
+            said = Some(waiting);
+        }
+        sleep(CRD_POLL).await;
+    }
+}
+
+fn waiting_for(error: &ApiError) -> String {
+    match error.code() {
+        Some(404) => "the cluster has no TokenCache definition; install it with: tokencache crd | kubectl create -f -".into(),
+        Some(401) => format!("the API server does not accept this controller's credentials: {error}"),
+        Some(403) => format!("this controller may not list TokenCaches; its role lacks that permission: {error}"),
+        _ => format!("the API server cannot be reached: {error}"),
+    }
+}

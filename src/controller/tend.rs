@@ -1,0 +1,361 @@
+//! Tends one TokenCache: looks at it, decides, acts, and says when to look again.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use chrono::TimeDelta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{
+    Api, Resource as _,
+    api::{Patch, PatchParams},
+    runtime::{
+        controller::Action,
+        reflector::{ObjectRef, Store},
+    },
+};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    Stop,
+    finalize::finalize,
+    watch::{Guarded, SecretMeta, key},
+};
+use crate::{
+    api::TokenCache,
+    fetch::destination,
+    limits::Limits,
+    notes::{Key, Note},
+    observe::{ApiError, checked, limited, live_secret, observed, verify},
+    peers,
+    plan::{Observed, Plan, Why, backoff, decide},
+    reason::Reason,
+    run::{Ran, RunError, Runner, owner},
+    secret::{Integrity, SecretState, read},
+    status::{READY, STALLED, at_expiry, condition},
+    store::remove,
+    time::{rfc3339, until},
+};
+
+/// The other replicas, shared by all that tend.
+#[derive(Clone, Debug)]
+pub(super) struct Peers(Arc<Mutex<peers::Peers>>);
+
+impl Peers {
+    pub(super) fn new(me: &str) -> Self {
+        Self(Arc::new(Mutex::new(peers::Peers::new(me.to_owned()))))
+    }
+
+    pub(super) fn saw(&self, replica: &str, now: Instant) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).saw(replica, now);
+    }
+
+    fn rank(&self, key: &Key, now: Instant) -> u32 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).rank(&format!("{}/{}", key.0, key.1), now)
+    }
+}
+
+/// What tending needs.
+pub(super) struct Context {
+    pub(super) runner: Runner,
+    pub(super) limits: Limits,
+    pub(super) peers: Peers,
+    pub(super) stop: Stop,
+    pub(super) caches: Store<Guarded>,
+    pub(super) secrets: Store<SecretMeta>,
+}
+
+/// No wait is longer, so that a clock that was set is noticed.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// After a run that others finished, or whose traces have not come through the watch yet.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long somebody else's write to a Secret waits to be explained by a status before its data is read.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How often an object that stands in the way and is not watched is looked at.
+const RECHECK: Duration = Duration::from_secs(10);
+/// How long a first run may take before status says that it goes on.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Looks after one TokenCache. Errors are dealt with inside, since the backoff after them needs their number.
+pub(super) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Infallible> {
+    let key = key(&*object);
+    let notes = &context.runner.notes;
+    let wake = match context.tend(&object, &key).await {
+        Ok(wake) => {
+            notes.with(&key, |note| note.api_failures = 0);
+            wake
+        }
+        Err(error) => {
+            let failures = notes.with(&key, |note| {
+                note.api_failures = note.api_failures.saturating_add(1);
+                note.api_failures
+            });
+            let failures = i32::try_from(failures).unwrap_or(i32::MAX);
+            let wait = backoff(failures, Duration::from_secs(1), Duration::from_secs(60), rand::random(), None);
+            tracing::warn!(namespace = key.0, name = key.1, %error, again_in_ms = wait.as_millis(), "not tended");
+            Some(wait)
+        }
+    };
+    Ok(wake.map_or_else(Action::await_change, |wait| Action::requeue(wait.min(LONGEST_WAIT))))
+}
+
+impl Context {
+    async fn tend(&self, object: &Guarded, key: &Key) -> Result<Option<Duration>, RunError> {
+        let cache = match &object.0 {
+            Ok(cache) => cache,
+            Err(undecodable) => return Ok(self.report_undecodable(key, object, &undecodable.error).await?),
+        };
+        // Before the first list of the Secrets has come, every Secret would seem absent.
+        if self.secrets.wait_until_ready().await.is_err() || finalize(&self.runner.client, cache).await? {
+            return Ok(None);
+        }
+        let mut note = checked(&self.runner.notes, key, cache);
+        if note.is_ahead_of(cache.status.as_ref().map_or(0, |status| status.runs)) {
+            return Ok(Some(LOOK_AGAIN));
+        }
+        let metadata = self.secret_metadata(key, cache, &note);
+        let settle = self.verify(key, cache, metadata.as_deref(), &mut note).await?;
+        let recheck = self.recheck(key, cache, metadata.as_deref(), &mut note).await?;
+        let seen = observed(cache, metadata.as_deref(), &note);
+        let now = self.runner.clock.now();
+        let plan = decide(&seen, now);
+        if !matches!(plan, Plan::Fetch(_)) {
+            self.runner.notes.with(key, |note| note.due_since = None);
+        }
+        let wake = match plan {
+            Plan::Fetch(why) => self.fetch(key, cache, &seen, &why).await?,
+            Plan::Sleep(at) => {
+                self.runner.rest(key, &seen).await?;
+                at.map(|at| until(at, now))
+            }
+            Plan::Refuse(..) => {
+                self.runner.rest(key, &seen).await?;
+                None
+            }
+            Plan::RemoveExpired(stored) => {
+                remove(&self.runner.client, &key.0, cache.secret_name(), &stored).await?;
+                self.runner.rest(key, &Observed { secret: SecretState::Absent, ..seen.clone() }).await?;
+                Some(LOOK_AGAIN)
+            }
+        };
+        let expiry = seen.lifetime().and_then(|lifetime| lifetime.expires_at.moment()).filter(|moment| *moment > now);
+        let expiry = expiry.map(|moment| until(moment, self.runner.clock.now()));
+        Ok([wake, settle, recheck, expiry].into_iter().flatten().min())
+    }
+
+    /// The Secret's metadata, as the watch has it or as this process wrote it.
+    fn secret_metadata(&self, key: &Key, cache: &TokenCache, note: &Note) -> Option<Arc<ObjectMeta>> {
+        let at = ObjectRef::<SecretMeta>::new(cache.secret_name()).within(&key.0);
+        let watched = self.secrets.get(&at).map(|secret| Arc::new(secret.metadata.clone()));
+        note.newest(watched).filter(|metadata| metadata.name.as_deref() == Some(cache.secret_name()))
+    }
+
+    /// A Secret that another hand wrote to is read once and compared, unless a status explains the write first.
+    async fn verify(
+        &self,
+        key: &Key,
+        cache: &TokenCache,
+        metadata: Option<&ObjectMeta>,
+        note: &mut Note,
+    ) -> Result<Option<Duration>, ApiError> {
+        let SecretState::Owned(stored) = observed(cache, metadata, note).secret else { return Ok(None) };
+        if stored.integrity != Integrity::Unverified || cache.spec.suspend {
+            return Ok(None);
+        }
+        let version = stored.resource_version;
+        let since = match &note.unverified {
+            Some((waiting, since)) if *waiting == version => *since,
+            _ => Instant::now(),
+        };
+        let waited = since.elapsed();
+        if waited < SETTLE {
+            self.runner.notes.with(key, |note| note.unverified = Some((version, since)));
+            return Ok(Some(SETTLE - waited));
+        }
+        let verified = verify(&self.runner.client, &key.0, cache.secret_name()).await?;
+        *note = self.runner.notes.with(key, |note| {
+            note.verified = verified;
+            note.clone()
+        });
+        Ok(None)
+    }
+
+    /// Looks whether a Secret or Lease that is not watched still stands in the way.
+    async fn recheck(
+        &self,
+        key: &Key,
+        cache: &TokenCache,
+        metadata: Option<&ObjectMeta>,
+        note: &mut Note,
+    ) -> Result<Option<Duration>, RunError> {
+        let stands = match observed(cache, metadata, note).refusal() {
+            _ if cache.spec.suspend => return Ok(None),
+            Some((Reason::SecretNotOwned, _)) if metadata.is_none() => {
+                let metadata = live_secret(&self.runner.client, &key.0, cache.secret_name()).await?;
+                matches!(read(cache, metadata.as_ref(), None), SecretState::Foreign(_))
+            }
+            Some((Reason::LeaseNotOwned, _)) => self.runner.locks.is_foreign(&owner(cache)).await?,
+            _ => return Ok(None),
+        };
+        if stands {
+            return Ok(Some(RECHECK));
+        }
+        let runs = cache.status.as_ref().map_or(0, |status| status.runs);
+        *note = self.runner.notes.with(key, |note| {
+            note.unblocked = Some(runs);
+            note.clone()
+        });
+        Ok(None)
+    }
+
+    /// Runs, unless other replicas are to go first.
+    async fn fetch(
+        &self,
+        key: &Key,
+        cache: &TokenCache,
+        seen: &Observed<'_>,
+        why: &Why,
+    ) -> Result<Option<Duration>, RunError> {
+        let now = Instant::now();
+        let due_since = self.runner.notes.with(key, |note| *note.due_since.get_or_insert(now));
+        let first = grace(seen).saturating_mul(self.peers.rank(key, now));
+        let waited = now.duration_since(due_since);
+        if waited < first {
+            return Ok(Some(first - waited));
+        }
+        tracing::debug!(namespace = key.0, name = key.1, %why, "a fetch is due");
+        let ran = self.run(key, cache, seen).await?;
+        self.runner.notes.with(key, |note| note.due_since = None);
+        Ok(match ran {
+            // The watch brings what was reported, and with it the next look; this is for when it does not.
+            Ran::Done | Ran::NotNeeded => Some(LOOK_AGAIN),
+            Ran::Busy { retry_in, holder } => {
+                tracing::debug!(namespace = key.0, name = key.1, holder, "somebody else runs it");
+                if let Some((process, _)) = holder.rsplit_once('_')
+                    && let Some((replica, _)) = process.rsplit_once('_')
+                {
+                    self.peers.saw(replica, Instant::now());
+                }
+                Some(retry_in)
+            }
+            Ran::Cancelled => None,
+        })
+    }
+
+    /// Runs in a task of its own. Meanwhile status says when the old value expires, and that a long first run goes on.
+    async fn run(&self, key: &Key, cache: &TokenCache, seen: &Observed<'_>) -> Result<Ran, RunError> {
+        let cancel = self.stop.cancel.child_token();
+        self.runner.notes.with(key, |note| note.cancel = Some(cancel.clone()));
+        let (runner, limits, stop) = (self.runner.clone(), self.limits.clone(), self.stop.begin.clone());
+        let (cache, fresh) = (cache.clone(), condition(cache.status.as_ref(), READY).is_none());
+        let mut running = AbortOnDropHandle::new(tokio::spawn(async move {
+            let place = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(Ran::Cancelled),
+                () = cancel.cancelled() => return Ok(Ran::Cancelled),
+                place = limits.place(destination(&cache.spec)) => place,
+            };
+            let ran = runner.run(&cache, &cancel).await;
+            drop(place);
+            ran
+        }));
+        let expiry = seen.lifetime().and_then(|lifetime| lifetime.expires_at.moment());
+        let now = self.runner.clock.now();
+        let mut moments: Vec<Duration> = expiry.filter(|moment| *moment > now).map(|moment| until(moment, now)).into_iter().collect();
+        if fresh {
+            moments.push(PATIENCE);
+        }
+        moments.sort_unstable();
+        let started = Instant::now();
+        let mut moments = moments.into_iter();
+        let mut next = moments.next();
+        let ran = loop {
+            let wait = next.map(|moment| moment.saturating_sub(started.elapsed()));
+            tokio::select! {
+                ran = &mut running => break ran,
+                () = sleep(wait.unwrap_or(LONGEST_WAIT)), if wait.is_some() => {
+                    next = moments.next();
+                    if let Err(error) = self.report_meanwhile(key).await {
+                        tracing::debug!(namespace = key.0, name = key.1, %error, "not reported during a run");
+                    }
+                }
+            }
+        };
+        self.runner.notes.with(key, |note| note.cancel = None);
+        match ran {
+            Ok(ran) => ran,
+            Err(panicked) => {
+                tracing::error!(namespace = key.0, name = key.1, error = %panicked, "a run ended unexpectedly");
+                Ok(Ran::Busy { retry_in: RECHECK, holder: String::new() })
+            }
+        }
+    }
+
+    /// Brings status in line with the time while a run goes on, and removes an expired Secret if it is to go.
+    async fn report_meanwhile(&self, key: &Key) -> Result<(), ApiError> {
+        let at = ObjectRef::<Guarded>::new(&key.1).within(&key.0);
+        let Some(object) = self.caches.get(&at) else { return Ok(()) };
+        let Ok(cache) = &object.0 else { return Ok(()) };
+        let note = checked(&self.runner.notes, key, cache);
+        let metadata = self.secret_metadata(key, cache, &note);
+        let mut seen = observed(cache, metadata.as_deref(), &note);
+        let now = self.runner.clock.now();
+        if let Plan::RemoveExpired(stored) = decide(&seen, now) {
+            remove(&self.runner.client, &key.0, cache.secret_name(), &stored).await?;
+            seen.secret = SecretState::Absent;
+        }
+        let runs = cache.status.as_ref().map_or(0, |status| status.runs);
+        let wanted = |cache: &TokenCache| {
+            let current = cache.status.as_ref().map_or(0, |status| status.runs);
+            (current == runs).then(|| at_expiry(&Observed { cache, ..seen.clone() }, now))
+        };
+        self.runner.reporter.report(key, cache, wanted).await.map(|_| ())
+    }
+
+    /// An object that cannot be decoded, since its definition in the cluster is older or newer than this controller.
+    async fn report_undecodable(
+        &self,
+        key: &Key,
+        object: &Guarded,
+        complaint: &str,
+    ) -> Result<Option<Duration>, ApiError> {
+        let complaint = format!("this controller cannot read the object: {complaint}; is its definition up to date?");
+        let known = self.runner.notes.with(key, |note| note.undecodable.replace(complaint.clone()));
+        if known.as_ref() == Some(&complaint) {
+            return Ok(None);
+        }
+        tracing::warn!(namespace = key.0, name = key.1, complaint, "undecodable");
+        let now = rfc3339(self.runner.clock.now());
+        let condition = |type_: &str, status: &str| {
+            json!({
+                "type": type_, "status": status, "reason": Reason::InvalidSpec.as_str(), "message": complaint,
+                "lastTransitionTime": now, "observedGeneration": object.meta().generation,
+            })
+        };
+        let patch = json!({
+            "metadata": { "resourceVersion": object.meta().resource_version },
+            "status": { "conditions": [condition(READY, "False"), condition(STALLED, "True")] },
+        });
+        let api = Api::<Guarded>::namespaced(self.runner.client.clone(), &key.0);
+        match limited(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch))).await {
+            Err(error) if !matches!(error.code(), Some(404 | 409)) => {
+                self.runner.notes.with(key, |note| note.undecodable = None);
+                Err(error)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// How long each replica that is not to go first lets the others go; short where the value lives short.
+fn grace(seen: &Observed<'_>) -> Duration {
+    let length = seen.lifetime().and_then(|lifetime| {
+        lifetime.expires_at.moment().map(|end| end.signed_duration_since(lifetime.fetched_at))
+    });
+    let second = TimeDelta::seconds(1);
+    length.map_or(second, |length| (length / 10).clamp(TimeDelta::zero(), second)).to_std().unwrap_or_default()
+}

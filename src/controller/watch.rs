@@ -1,0 +1,228 @@
+//! The watches of one namespace, or of all: TokenCaches whole, their Secrets and what they refer to as metadata only.
+
+use std::sync::Arc;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::{
+    Api, Resource, ResourceExt as _,
+    core::{DeserializeGuard, PartialObjectMeta},
+    runtime::{
+        Controller, WatchStreamExt as _, metadata_watcher, predicates,
+        reflector::{self, ObjectRef, Store},
+        watcher::{self, Event},
+    },
+};
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{Stop, tend::{Context, Peers, reconcile}};
+use crate::{
+    api::{
+        TokenCache,
+        names::{ANNOTATION_REFRESH_REQUESTED, LABEL_MANAGED, LABEL_SOURCE},
+    },
+    fetch::{Reference, ReferenceKind, references},
+    limits::Limits,
+    notes::{Key, Notes},
+    reason::Reason,
+    references::References,
+    run::Runner,
+};
+
+/// A TokenCache, or the complaint about one that cannot be decoded: one bad object does not end the watch.
+pub(super) type Guarded = DeserializeGuard<TokenCache>;
+/// A Secret's metadata.
+pub(super) type SecretMeta = PartialObjectMeta<Secret>;
+
+/// What the watches of one scope are started with.
+pub(super) struct Start {
+    pub(super) runner: Runner,
+    pub(super) limits: Limits,
+    pub(super) peers: Peers,
+    pub(super) stop: Stop,
+    /// All namespaces where none is named.
+    pub(super) namespace: Option<String>,
+    pub(super) require_source_label: bool,
+}
+
+impl Start {
+    fn api<K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>>(&self) -> Api<K> {
+        match &self.namespace {
+            Some(namespace) => Api::namespaced(self.runner.client.clone(), namespace),
+            None => Api::all(self.runner.client.clone()),
+        }
+    }
+
+    /// Watches and tends until the stop; tells when all has been listed once.
+    pub(super) async fn run(self, ready: oneshot::Sender<()>) {
+        let index = References::default();
+        let notes = self.runner.notes.clone();
+
+        let (caches, caches_writer) = reflector::store::<Guarded>();
+        let watched_caches = {
+            let (index, notes, peers) = (index.clone(), notes.clone(), self.peers.clone());
+            kube::runtime::watcher(self.api::<Guarded>(), watcher::Config::default())
+                .default_backoff()
+                .modify(slim)
+                .inspect_ok(move |event| cache_event(event, &index, &notes, &peers))
+                .inspect_err(|error| log_watch("TokenCaches", error))
+                .reflect(caches_writer)
+                .applied_objects()
+        };
+
+        let (secrets, secrets_writer) = reflector::store::<SecretMeta>();
+        let managed = watcher::Config::default().labels(&format!("{LABEL_MANAGED}=true"));
+        let watched_secrets = {
+            let notes = notes.clone();
+            metadata_watcher(self.api::<Secret>(), managed)
+                .default_backoff()
+                .modify(|secret| secret.metadata.managed_fields = None)
+                .inspect_ok(move |event| secret_event(event, &notes))
+                .inspect_err(|error| log_watch("Secrets", error))
+                .reflect(secrets_writer)
+                .touched_objects()
+        };
+
+        let source = if self.require_source_label {
+            watcher::Config::default().labels(&format!("{LABEL_SOURCE}=true"))
+        } else {
+            watcher::Config::default()
+        };
+        let source_secrets = metadata_watcher(self.api::<Secret>(), source)
+            .default_backoff()
+            .inspect_err(|error| log_watch("source Secrets", error))
+            .applied_objects()
+            .predicate_filter(predicates::resource_version, predicates::Config::default());
+        let config_maps = metadata_watcher(self.api::<ConfigMap>(), watcher::Config::default())
+            .default_backoff()
+            .inspect_err(|error| log_watch("ConfigMaps", error))
+            .applied_objects();
+        let unblocked = stream::select(
+            changed(source_secrets.boxed(), ReferenceKind::Secret),
+            changed(config_maps.boxed(), ReferenceKind::ConfigMap),
+        );
+        let unblocked = {
+            let (caches, notes) = (caches.clone(), notes.clone());
+            unblocked.flat_map(move |(namespace, reference)| {
+                stream::iter(unblock(&caches, &notes, &index, &namespace, &reference))
+            })
+        };
+
+        let context = Arc::new(Context {
+            runner: self.runner.clone(),
+            limits: self.limits.clone(),
+            peers: self.peers.clone(),
+            stop: self.stop.clone(),
+            caches: caches.clone(),
+            secrets: secrets.clone(),
+        });
+        tokio::spawn(async move {
+            if caches.wait_until_ready().await.is_ok() && secrets.wait_until_ready().await.is_ok() {
+                let _ = ready.send(());
+            }
+        });
+        Controller::for_stream(watched_caches, context.caches.clone())
+            .owns_stream(watched_secrets)
+            .reconcile_on(unblocked)
+            .graceful_shutdown_on(self.stop.begin.clone().cancelled_owned())
+            .run(reconcile, |_, error, _| match *error {}, context)
+            .for_each(|result| async {
+                if let Err(error) = result {
+                    // A requeued object that is gone by now is nothing to speak of; watch errors are logged above.
+                    tracing::debug!(%error, "controller");
+                }
+            })
+            .await;
+    }
+}
+
+/// Drops what is not needed before an object is kept.
+fn slim(object: &mut Guarded) {
+    let metadata = object.meta_mut();
+    metadata.managed_fields = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|key, _| key == ANNOTATION_REFRESH_REQUESTED);
+    }
+}
+
+pub(super) fn key(object: &impl Resource) -> Key {
+    let metadata = object.meta();
+    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+/// Keeps the index and the notes in step with the TokenCaches, ends runs that are not wanted any more, and learns who
+/// else is at work.
+fn cache_event(event: &Event<Guarded>, index: &References, notes: &Notes, peers: &Peers) {
+    match event {
+        Event::Apply(object) | Event::InitApply(object) => {
+            let key = key(object);
+            let Ok(cache) = &object.0 else { return };
+            index.set(&key, references(&cache.spec));
+            if cache.spec.suspend || cache.metadata.deletion_timestamp.is_some() {
+                notes.cancel(&key);
+            }
+            // The first list tells of replicas that may be long gone.
+            if matches!(event, Event::Apply(_))
+                && let Some(replica) = cache.status.as_ref().and_then(|status| status.last_run_by.as_ref())
+            {
+                peers.saw(replica, Instant::now());
+            }
+        }
+        Event::Delete(object) => {
+            let key = key(object);
+            index.set(&key, Vec::new());
+            notes.forget(&key);
+        }
+        Event::Init | Event::InitDone => {}
+    }
+}
+
+fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
+    let (object, version) = match event {
+        Event::Apply(object) | Event::InitApply(object) => (object, object.metadata.resource_version.as_deref()),
+        Event::Delete(object) => (object, None),
+        Event::Init | Event::InitDone => return,
+    };
+    let owner = object.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    if let Some(owner) = owner.filter(|owner| owner.kind == "TokenCache") {
+        let key = (object.metadata.namespace.clone().unwrap_or_default(), owner.name.clone());
+        notes.with(&key, |note| note.watched(version));
+    }
+}
+
+fn changed<K: Resource<DynamicType = ()>>(
+    objects: impl futures::Stream<Item = Result<K, watcher::Error>> + Send,
+    kind: ReferenceKind,
+) -> impl futures::Stream<Item = (String, Reference)> + Send {
+    objects.filter_map(move |object| async move {
+        let object = object.ok()?;
+        Some((object.namespace()?, Reference { kind, name: object.name_any() }))
+    })
+}
+
+/// The TokenCaches that stand still because of an object that has now changed; they may try again at once.
+fn unblock(
+    caches: &Store<Guarded>,
+    notes: &Notes,
+    index: &References,
+    namespace: &str,
+    reference: &Reference,
+) -> Vec<ObjectRef<Guarded>> {
+    let waits = |name: &String| {
+        let at = ObjectRef::<Guarded>::new(name).within(namespace);
+        let object = caches.get(&at)?;
+        let status = object.0.as_ref().ok()?.status.as_ref()?;
+        let failure = status.last_failure.as_ref().filter(|_| status.failures > 0)?;
+        let concerns = [Reason::SourceNotFound, Reason::SourceNotAllowed, Reason::Rejected, Reason::TlsFailed];
+        if !concerns.iter().any(|reason| reason.as_str() == failure.reason) {
+            return None;
+        }
+        notes.with(&(namespace.to_owned(), name.clone()), |note| note.unblocked = Some(status.runs));
+        Some(at)
+    };
+    index.to(namespace, reference).iter().filter_map(waits).collect()
+}
+
+fn log_watch(what: &str, error: &watcher::Error) {
+    tracing::warn!(%error, "the watch of {what} broke; it is taken up again");
+}

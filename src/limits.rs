@@ -1,0 +1,78 @@
+//! How many runs go on at once: in all, and per destination, so that one slow server does not take all places.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+
+/// The places for runs. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    all: Arc<Semaphore>,
+    per_destination: usize,
+    destinations: Arc<Mutex<HashMap<String, Weak<Semaphore>>>>,
+}
+
+/// A place that was taken. Dropping it frees it.
+#[derive(Debug)]
+pub struct Place {
+    _destination: Option<(OwnedSemaphorePermit, Arc<Semaphore>)>,
+    _all: OwnedSemaphorePermit,
+}
+
+impl Limits {
+    /// At most `concurrency` runs, of which a quarter may go to one destination.
+    #[must_use]
+    pub fn new(concurrency: usize) -> Self {
+        let concurrency = concurrency.max(1);
+        Self {
+            all: Arc::new(Semaphore::new(concurrency)),
+            per_destination: concurrency.div_ceil(4),
+            destinations: Arc::default(),
+        }
+    }
+
+    /// Waits for a place; first at the destination, so that who waits there holds no other place.
+    ///
+    /// # Errors
+    /// Never: the semaphores are not closed.
+    pub async fn place(&self, destination: Option<String>) -> Result<Place, AcquireError> {
+        let destination = match destination.map(|name| self.destination(name)) {
+            Some(semaphore) => Some((semaphore.clone().acquire_owned().await?, semaphore)),
+            None => None,
+        };
+        Ok(Place { _destination: destination, _all: self.all.clone().acquire_owned().await? })
+    }
+
+    fn destination(&self, name: String) -> Arc<Semaphore> {
+        let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(semaphore) = destinations.get(&name).and_then(Weak::upgrade) {
+            return semaphore;
+        }
+        destinations.retain(|_, semaphore| semaphore.strong_count() > 0);
+        let semaphore = Arc::new(Semaphore::new(self.per_destination));
+        destinations.insert(name, Arc::downgrade(&semaphore));
+        semaphore
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_destination_takes_a_quarter_of_the_places_and_gives_them_back() {
+        let limits = Limits::new(8);
+        let slow = || limits.place(Some("slow:443".into()));
+        let held = [slow().await, slow().await];
+        assert!(slow().now_or_never().is_none());
+        assert!(limits.place(Some("other:443".into())).now_or_never().is_some());
+        assert!(limits.place(None).now_or_never().is_some());
+        drop(held);
+        assert!(slow().now_or_never().is_some());
+    }
+}

@@ -1,0 +1,149 @@
+//! Reads only: a TokenCache, its Secret's metadata and what is remembered of both, made one [`Observed`].
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{Api, Client};
+use tokio::time::Instant;
+
+use crate::{
+    api::{Invalid, TokenCache, validate},
+    fetch,
+    notes::{Ahead, Key, Note, Notes},
+    plan::Observed,
+    secret::{Lifetime, SealedSecret, is_intact, read},
+};
+
+/// Why a call to the Kubernetes API gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// It was refused, or the connection failed.
+    #[error("{}", brief(.0))]
+    Kube(#[from] kube::Error),
+    /// No answer came in time.
+    #[error("the API server did not answer within {} s", LIMIT.as_secs())]
+    Timeout,
+}
+
+/// One call's limit. kube's client has none, since watches last.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Limits one call in time.
+///
+/// # Errors
+/// Those of the call, and the timeout.
+pub async fn limited<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(LIMIT, call).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(ApiError::Timeout),
+    }
+}
+
+/// The API server's own sentence where there is one, without the debug text that kube puts around it.
+fn brief(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        other => other.to_string(),
+    }
+}
+
+impl ApiError {
+    /// The HTTP status, where the API server gave one.
+    #[must_use]
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Self::Kube(kube::Error::Api(status)) => Some(status.code),
+            _ => None,
+        }
+    }
+}
+
+/// Puts together what is known. `metadata` is that of the Secret of the target's name.
+#[must_use]
+pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: &'a Note) -> Observed<'a> {
+    let verified = note.verified.as_ref().map(|(version, intact)| (version.as_str(), *intact));
+    let version = metadata.and_then(|metadata| metadata.resource_version.as_ref());
+    let (runs, failures) = cache.status.as_ref().map_or((0, 0), |status| (status.runs, status.failures));
+    Observed {
+        cache,
+        invalid: note.checked.as_ref().and_then(|(_, invalid)| invalid.as_ref()),
+        secret: read(cache, metadata, verified),
+        exact: note.exact.as_ref().filter(|(known, _)| Some(known) == version).map(|(_, lifetime)| *lifetime),
+        exact_retry: note.retry.filter(|(after, _)| *after == failures).map(|(_, at)| at),
+        unblocked: note.unblocked == Some(runs),
+    }
+}
+
+/// The notes on a TokenCache, with its spec checked once per generation.
+#[must_use]
+pub fn checked(notes: &Notes, key: &Key, cache: &TokenCache) -> Note {
+    let generation = cache.metadata.generation.unwrap_or_default();
+    notes.with(key, |note| {
+        if note.checked.as_ref().is_none_or(|(of, _)| *of != generation) {
+            note.checked = Some((generation, check(cache).err()));
+        }
+        note.clone()
+    })
+}
+
+fn check(cache: &TokenCache) -> Result<(), Invalid> {
+    validate(cache)?;
+    fetch::check(&cache.spec)
+}
+
+/// Reads an object live, not from a watch.
+///
+/// # Errors
+/// When the API server fails.
+pub async fn live(client: &Client, (namespace, name): &Key) -> Result<Option<TokenCache>, ApiError> {
+    limited(Api::<TokenCache>::namespaced(client.clone(), namespace).get_opt(name)).await
+}
+
+/// Reads a Secret's metadata live.
+///
+/// # Errors
+/// When the API server fails.
+pub async fn live_secret(client: &Client, namespace: &str, name: &str) -> Result<Option<ObjectMeta>, ApiError> {
+    let api = Api::<Secret>::namespaced(client.clone(), namespace);
+    Ok(limited(api.get_metadata_opt(name)).await?.map(|secret| secret.metadata))
+}
+
+/// Reads a Secret whole, and compares it with how it was written: its `resourceVersion`, and whether it is intact.
+///
+/// # Errors
+/// When the API server fails.
+pub async fn verify(client: &Client, namespace: &str, name: &str) -> Result<Option<(String, bool)>, ApiError> {
+    let api = Api::<SealedSecret>::namespaced(client.clone(), namespace);
+    let secret = limited(api.get_opt(name)).await?;
+    Ok(secret.map(|secret| (secret.metadata.resource_version.clone().unwrap_or_default(), is_intact(&secret))))
+}
+
+/// What is remembered after a value was written over the Secret that was `found`. Gives its `resourceVersion`.
+pub fn note_written(
+    notes: &Notes,
+    key: &Key,
+    found: Option<ObjectMeta>,
+    mut written: ObjectMeta,
+    lifetime: Lifetime,
+) -> String {
+    written.managed_fields = None;
+    let version = written.resource_version.clone().unwrap_or_default();
+    notes.with(key, |note| {
+        note.exact = Some((version.clone(), lifetime));
+        note.verified = Some((version.clone(), true));
+        let before = found.and_then(|found| found.resource_version);
+        note.ahead = Some(Ahead { metadata: Arc::new(written), before, since: Instant::now() });
+    });
+    version
+}
+
+/// What is remembered after a run was reported.
+pub fn note_reported(notes: &Notes, key: &Key, runs: i64) {
+    notes.with(key, |note| note.reported = Some((runs, Instant::now())));
+}
+
+/// What is remembered after a failure.
+pub fn note_failed(notes: &Notes, key: &Key, failures: i32, retry_at: DateTime<Utc>) {
+    notes.with(key, |note| note.retry = Some((failures, retry_at)));
+}

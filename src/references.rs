@@ -1,0 +1,72 @@
+//! Which TokenCaches refer to which Secrets and ConfigMaps, so that a change of one wakes those that wait for it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use crate::{fetch::Reference, notes::Key};
+
+/// The index. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct References(Arc<Mutex<Index>>);
+
+#[derive(Debug, Default)]
+struct Index {
+    of: HashMap<Key, Vec<Reference>>,
+    to: HashMap<(String, Reference), HashSet<String>>,
+}
+
+impl References {
+    /// Replaces what a TokenCache refers to; nothing when it is gone.
+    pub fn set(&self, key: &Key, references: Vec<Reference>) {
+        let index = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (namespace, name) = key;
+        if index.of.get(key) == Some(&references) {
+            return;
+        }
+        for old in index.of.remove(key).unwrap_or_default() {
+            let at = (namespace.clone(), old);
+            if let Some(names) = index.to.get_mut(&at) {
+                names.remove(name);
+                if names.is_empty() {
+                    index.to.remove(&at);
+                }
+            }
+        }
+        for new in &references {
+            index.to.entry((namespace.clone(), new.clone())).or_default().insert(name.clone());
+        }
+        if !references.is_empty() {
+            index.of.insert(key.clone(), references);
+        }
+    }
+
+    /// The names of the TokenCaches in a namespace that refer to an object.
+    #[must_use]
+    pub fn to(&self, namespace: &str, reference: &Reference) -> Vec<String> {
+        let index = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = index.to.get(&(namespace.to_owned(), reference.clone()));
+        names.map(|names| names.iter().cloned().collect()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fetch::ReferenceKind;
+
+    #[test]
+    fn a_change_of_references_is_followed() {
+        let secret = |name: &str| Reference { kind: ReferenceKind::Secret, name: name.into() };
+        let references = References::default();
+        let key = ("ns".to_owned(), "a".to_owned());
+        references.set(&key, vec![secret("x"), secret("y")]);
+        references.set(&key, vec![secret("y"), secret("z")]);
+        assert!(references.to("ns", &secret("x")).is_empty());
+        assert_eq!(references.to("ns", &secret("y")), ["a"]);
+        assert!(references.to("other", &secret("y")).is_empty());
+        references.set(&key, Vec::new());
+        assert!(references.to("ns", &secret("z")).is_empty());
+    }
+}

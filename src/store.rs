@@ -1,0 +1,163 @@
+//! The writes to the Secret. Each carries the `resourceVersion` that was seen, or is a create.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use serde_json::json;
+
+use crate::{
+    api::{TokenCache, names::FIELD_MANAGER},
+    lock::Owner,
+    observe::{ApiError, limited, live_secret},
+    secret::{Lifetime, SealedSecret, SecretBytes, SecretState, Stored, desired, read},
+};
+
+/// How a write of the Secret ended.
+#[derive(Debug)]
+pub enum Written {
+    /// It is written; its metadata as the API server answered.
+    Done(Box<ObjectMeta>),
+    /// Another hand wrote to it meanwhile.
+    Conflict,
+}
+
+/// Writes of one Secret before it is given up; only faults that may pass are repeated.
+const TRIES: u32 = 5;
+
+/// Creates the Secret, or replaces the one that was found.
+///
+/// # Errors
+/// When the API server refuses it, or keeps failing.
+pub async fn put(
+    client: &Client,
+    cache: &TokenCache,
+    owner: &Owner,
+    found: Option<&ObjectMeta>,
+    data: BTreeMap<String, SecretBytes>,
+    lifetime: Lifetime,
+) -> Result<Written, ApiError> {
+    let api = Api::<SealedSecret>::namespaced(client.clone(), &owner.namespace);
+    let mut secret = desired(cache, owner, found, data, lifetime);
+    let name = cache.secret_name();
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    let mut exists = found.is_some();
+    let mut tries = 0;
+    loop {
+        let result = if exists {
+            limited(api.replace(name, &params, &secret)).await
+        } else {
+            limited(api.create(&params, &secret)).await
+        };
+        tries += 1;
+        match result {
+            Ok(written) => return Ok(Written::Done(Box::new(written.metadata))),
+            Err(error) => match error.code() {
+                Some(409) => return Ok(Written::Conflict),
+                // It was removed because its value had expired; else somebody cleared it, and wants a newer value.
+                Some(404) if exists && expired(found, lifetime) => {
+                    exists = false;
+                    detach(&mut secret);
+                }
+                Some(404) if exists => return Ok(Written::Conflict),
+                // The type cannot be changed, nor anything of an immutable Secret: it must be made anew. Whether that
+                // would be accepted is asked before the old one is deleted.
+                Some(422) if exists => {
+                    let seen = secret.metadata.clone();
+                    detach(&mut secret);
+                    try_out(&api, &params, &secret).await?;
+                    delete(&api, name, &seen).await?;
+                    exists = false;
+                }
+                Some(429 | 500..) | None if tries < TRIES => {
+                    tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(tries)).await;
+                }
+                _ => return Err(error),
+            },
+        }
+    }
+}
+
+fn expired(found: Option<&ObjectMeta>, lifetime: Lifetime) -> bool {
+    let annotations = found.and_then(|found| found.annotations.as_ref());
+    let expires_at = annotations.and_then(|map| map.get(crate::api::names::ANNOTATION_EXPIRES_AT));
+    expires_at
+        .and_then(|text| text.parse::<crate::api::ExpiresAt>().ok())
+        .is_some_and(|expiry| expiry < lifetime.expires_at && expiry.moment() <= lifetime.expires_at.moment())
+}
+
+fn detach(secret: &mut SealedSecret) {
+    secret.metadata.resource_version = None;
+    secret.metadata.uid = None;
+}
+
+/// Creates a Secret of another name without storing it.
+async fn try_out(api: &Api<SealedSecret>, params: &PostParams, secret: &SealedSecret) -> Result<(), ApiError> {
+    let mut trial = secret.clone();
+    trial.metadata.name = None;
+    trial.metadata.generate_name = Some("tokencache-".into());
+    limited(api.create(&PostParams { dry_run: true, ..params.clone() }, &trial)).await.map(|_| ())
+}
+
+async fn delete(api: &Api<SealedSecret>, name: &str, seen: &ObjectMeta) -> Result<(), ApiError> {
+    let preconditions =
+        Preconditions { uid: seen.uid.clone(), resource_version: seen.resource_version.clone() };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match limited(api.delete(name, &params)).await {
+        Err(error) if !matches!(error.code(), Some(404)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a Secret as it was seen. That it is gone or has changed meanwhile is no error: it is looked at again.
+///
+/// # Errors
+/// When the API server fails.
+pub async fn remove(client: &Client, namespace: &str, name: &str, stored: &Stored) -> Result<(), ApiError> {
+    let api = Api::<SealedSecret>::namespaced(client.clone(), namespace);
+    let seen = ObjectMeta {
+        uid: Some(stored.uid.clone()),
+        resource_version: Some(stored.resource_version.clone()),
+        ..ObjectMeta::default()
+    };
+    match delete(&api, name, &seen).await {
+        Err(error) if error.code() == Some(409) => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes the Secret of a former `target.name`, if it is the TokenCache's own.
+///
+/// # Errors
+/// When the API server fails.
+pub async fn remove_former(client: &Client, cache: &TokenCache, name: &str) -> Result<(), ApiError> {
+    let namespace = cache.metadata.namespace.as_deref().unwrap_or_default();
+    let metadata = live_secret(client, namespace, name).await?;
+    match read(cache, metadata.as_ref(), None) {
+        SecretState::Owned(stored) => remove(client, namespace, name, &stored).await,
+        SecretState::Absent | SecretState::Foreign(_) => Ok(()),
+    }
+}
+
+/// Takes the TokenCache's owner reference off its Secret, so that the Secret outlives it.
+///
+/// # Errors
+/// When the API server fails, or the Secret was changed meanwhile.
+pub async fn set_free(client: &Client, cache: &TokenCache, name: &str) -> Result<(), ApiError> {
+    let namespace = cache.metadata.namespace.as_deref().unwrap_or_default();
+    let Some(metadata) = live_secret(client, namespace, name).await? else { return Ok(()) };
+    let mut owners = metadata.owner_references.unwrap_or_default();
+    let before = owners.len();
+    owners.retain(|owner| Some(&owner.uid) != cache.metadata.uid.as_ref());
+    if owners.len() == before {
+        return Ok(());
+    }
+    let patch = json!({ "metadata": {
+        "uid": metadata.uid, "resourceVersion": metadata.resource_version, "ownerReferences": owners,
+    }});
+    let api = Api::<k8s_openapi::api::core::v1::Secret>::namespaced(client.clone(), namespace);
+    limited(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch))).await.map(|_| ())
+}
