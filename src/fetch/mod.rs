@@ -1,10 +1,46 @@
 //! A source's settings to a [`Fetched`] value; one file per source.
+//!
+//! A new source is a file with `fetch`, `endpoint` and `references`, and an arm in each `match` on [`Source`] here.
 
-use std::{collections::BTreeMap, time::Duration};
+mod address;
+mod check;
+mod expiry;
+mod expression;
+mod http_client;
+mod json;
+mod oauth2;
+mod redact;
+mod resolver;
+mod sources;
+mod tls;
+mod transport;
+#[cfg(test)]
+mod wire_tests;
 
-use secrecy::SecretString;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use crate::{api::ExpiresAt, reason::Reason};
+use chrono::{DateTime, Utc};
+use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
+use url::Url;
+
+pub use self::{address::AddressRules, check::check, expression::render};
+use self::{http_client::Clients, sources::Sources};
+use crate::{
+    api::{
+        ExpiresAt, Source, TokenCache, TokenCacheSpec,
+        oauth2::{CaKind, Proxy, Tls},
+    },
+    reason::Reason,
+    time::Clock,
+};
+
+/// Bytes that do not print and are wiped when dropped.
+pub type SecretBytes = SecretSlice<u8>;
 
 /// A credential as its source gave it. Does not print, and is wiped when dropped.
 #[derive(Debug)]
@@ -34,4 +70,182 @@ impl Failure {
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), retry_after: None }
     }
+}
+
+/// How values are fetched, whatever the TokenCache.
+#[derive(Clone, Debug)]
+pub struct FetcherConfig {
+    /// Which addresses may be connected to.
+    pub addresses: AddressRules,
+    /// Whether a Secret must bear the label tokencache.dev/source: "true" to be read.
+    pub require_source_label: bool,
+}
+
+/// Fetches values. Clones share their connections.
+#[derive(Clone)]
+pub struct Fetcher(Arc<Inner>);
+
+struct Inner {
+    client: kube::Client,
+    clients: Clients,
+    require_source_label: bool,
+    clock: Clock,
+}
+
+impl fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fetcher")
+    }
+}
+
+/// What a source has at hand in one attempt.
+struct Attempt<'a> {
+    sources: Sources,
+    clients: &'a Clients,
+    clock: &'a Clock,
+    phase: Phase,
+}
+
+/// What a source got.
+struct Obtained {
+    token: Option<SecretString>,
+    members: json::Members,
+    /// Just before the request.
+    sent: DateTime<Utc>,
+}
+
+/// What an attempt is doing, for the message when its time is up.
+#[derive(Clone, Default)]
+struct Phase(Arc<Mutex<String>>);
+
+impl Phase {
+    fn set(&self, phase: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    fn get(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Fetcher {
+    /// A fetcher that reads referenced objects by this client.
+    #[must_use]
+    pub fn new(client: kube::Client, config: FetcherConfig, clock: Clock) -> Self {
+        Self::with_lookup(client, config, clock, resolver::system_lookup())
+    }
+
+    fn with_lookup(client: kube::Client, config: FetcherConfig, clock: Clock, lookup: resolver::Lookup) -> Self {
+        let FetcherConfig { addresses, require_source_label } = config;
+        Self(Arc::new(Inner { client, clients: Clients::new(addresses, lookup), require_source_label, clock }))
+    }
+
+    /// One attempt, within `spec.fetch.timeout`.
+    ///
+    /// # Errors
+    /// Why there is no value.
+    pub async fn fetch(&self, cache: &TokenCache) -> Result<Fetched, Failure> {
+        let limit = cache.spec.fetch.timeout();
+        let phase = Phase::default();
+        tokio::time::timeout(limit, Box::pin(self.attempt(cache, phase.clone()))).await.unwrap_or_else(|_| {
+            let message = format!("not done within {limit:?} (spec.fetch.timeout) while {}", phase.get());
+            Err(Failure::new(Reason::Timeout, message))
+        })
+    }
+
+    async fn attempt(&self, cache: &TokenCache, phase: Phase) -> Result<Fetched, Failure> {
+        let Inner { client, clients, require_source_label, clock } = &*self.0;
+        let namespace = cache.metadata.namespace.clone().unwrap_or_default();
+        let sources = Sources::new(client.clone(), namespace, *require_source_label, phase.clone());
+        let mut attempt = Attempt { sources, clients, clock, phase };
+        let Obtained { token, members, sent } = match cache.spec.fetch.source() {
+            Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
+            None => return Err(Failure::new(Reason::InvalidSpec, "spec.fetch: exactly one source must be set")),
+        };
+        let stated = expiry::Stated {
+            expires_in: members.get("expires_in"),
+            expires_at: members.get("expires_at"),
+            token: token.as_ref().map(|token| token.expose_secret()),
+        };
+        let expires_at =
+            expiry::decide(&stated, &cache.spec.expiry, cache.spec.refresh.min_remaining, sent, clock.now())?;
+        let values = members.into_iter().filter_map(|(name, member)| Some((name, member.into_value()?))).collect();
+        Ok(Fetched { token, values, expires_at })
+    }
+}
+
+/// Host and port that a fetch talks to, for the limit per destination: the proxy's, if there is one. `None` for
+/// sources that talk to no server of their own, and for URLs that cannot be read.
+#[must_use]
+pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
+    let (url, proxy) = match spec.fetch.source()? {
+        Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
+    };
+    Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
+}
+
+/// Kind of an object that a spec refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ReferenceKind {
+    /// A Secret.
+    Secret,
+    /// A ConfigMap.
+    ConfigMap,
+}
+
+impl ReferenceKind {
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Secret => "secrets",
+            Self::ConfigMap => "configmaps",
+        }
+    }
+}
+
+impl fmt::Display for ReferenceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
+        })
+    }
+}
+
+/// An object in the TokenCache's namespace that its spec refers to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reference {
+    /// Its kind.
+    pub kind: ReferenceKind,
+    /// Its name.
+    pub name: String,
+}
+
+impl Reference {
+    fn secret(name: &str) -> Self {
+        Self { kind: ReferenceKind::Secret, name: name.to_owned() }
+    }
+
+    /// What `tls` and `proxy` refer to, which all HTTP sources take.
+    fn of_connection<'a>(tls: Option<&'a Tls>, proxy: Option<&'a Proxy>) -> impl Iterator<Item = Self> + use<'a> {
+        let ca = tls.and_then(|tls| tls.ca_ref.as_ref()).map(|ca| Self {
+            kind: match ca.kind {
+                CaKind::Secret => ReferenceKind::Secret,
+                CaKind::ConfigMap => ReferenceKind::ConfigMap,
+            },
+            name: ca.name.clone(),
+        });
+        let certificate = tls.and_then(|tls| tls.client_cert_ref.as_ref());
+        let credentials = proxy.and_then(|proxy| proxy.credentials_ref.as_ref());
+        ca.into_iter().chain([certificate, credentials].into_iter().flatten().map(|secret| Self::secret(&secret.name)))
+    }
+}
+
+/// The objects that a spec refers to, for watches: sorted, each once.
+#[must_use]
+pub fn references(spec: &TokenCacheSpec) -> Vec<Reference> {
+    let found: BTreeSet<Reference> = match spec.fetch.source() {
+        Some(Source::OAuth2(oauth2)) => oauth2::references(oauth2).collect(),
+        None => BTreeSet::new(),
+    };
+    found.into_iter().collect()
 }

@@ -1,0 +1,189 @@
+//! What the CRD's rules cannot check.
+
+use super::{expression, http_client::renamed, tls::decode_bundle};
+use crate::api::{Invalid, Source, Target, TokenCacheSpec, oauth2::Tls};
+
+/// Largest sum of annotations that the API server takes, keys and values.
+const MAX_ANNOTATIONS: usize = 256 * 1024;
+
+/// Checks what the CRD's rules cannot: expressions, names of keys, labels and annotations, certificates.
+///
+/// # Errors
+/// The first finding, with the field's path.
+pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
+    match spec.fetch.source() {
+        Some(Source::OAuth2(oauth2)) => {
+            check_tls("spec.fetch.oauth2.tls", &oauth2.token_url, oauth2.tls.as_ref())?;
+        }
+        None => {}
+    }
+    check_target(&spec.target)
+}
+
+fn check_tls(field: &str, url: &str, tls: Option<&Tls>) -> Result<(), Invalid> {
+    let Some(tls) = tls else { return Ok(()) };
+    if let Some(bundle) = &tls.ca_bundle {
+        decode_bundle(bundle).map_err(|why| Invalid::new(format!("{field}.caBundle"), why))?;
+    }
+    match (&tls.server_name, url::Url::parse(url)) {
+        (Some(name), Ok(url)) if renamed(&url, name).is_err() => {
+            Err(Invalid::new(format!("{field}.serverName"), "must be a DNS name, not an address"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_target(target: &Target) -> Result<(), Invalid> {
+    for (key, text) in target.data() {
+        let field = format!("spec.target.data[{key}]");
+        if !is_data_key(&key) {
+            return Err(Invalid::new(
+                field,
+                "the key must be at most 253 letters, digits, '-', '_' and '.', and not begin with '..'",
+            ));
+        }
+        expression::compile(&field, &text)?;
+    }
+    let data = target.data();
+    if let Some(key) = required_keys(target.secret_type()).iter().find(|key| !data.contains_key(**key)) {
+        let message = format!("must have the key {key}, which a Secret of type {} needs", target.secret_type());
+        return Err(Invalid::new("spec.target.data", message));
+    }
+    for (key, value) in &target.labels {
+        if let Some(why) = wrong_key(key).or_else(|| wrong_label_value(value)) {
+            return Err(Invalid::new(format!("spec.target.labels[{key}]"), why));
+        }
+    }
+    for key in target.annotations.keys() {
+        if let Some(why) = wrong_key(key) {
+            return Err(Invalid::new(format!("spec.target.annotations[{key}]"), why));
+        }
+    }
+    if target.annotations.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_ANNOTATIONS - 1024 {
+        return Err(Invalid::new("spec.target.annotations", "are larger than the 256 KiB that Kubernetes allows"));
+    }
+    Ok(())
+}
+
+/// As the API server checks keys of a Secret's data.
+fn is_data_key(key: &str) -> bool {
+    (1..=253).contains(&key.len())
+        && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && key != "."
+        && !key.starts_with("..")
+}
+
+/// Keys without which the API server refuses a Secret of that type.
+fn required_keys(secret_type: &str) -> &'static [&'static str] {
+    match secret_type {
+        "kubernetes.io/tls" => &["tls.crt", "tls.key"],
+        "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
+        "kubernetes.io/dockercfg" => &[".dockercfg"],
+        "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
+        _ => &[],
+    }
+}
+
+/// A label's or annotation's key: an optional DNS subdomain and `/`, then a name.
+fn wrong_key(key: &str) -> Option<&'static str> {
+    let (prefix, name) = match key.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, key),
+    };
+    if name.is_empty() || !is_name(name) {
+        return Some(
+            "the key's name must be 1 to 63 letters, digits, '-', '_' and '.', a letter or digit first and last",
+        );
+    }
+    prefix
+        .filter(|prefix| !is_subdomain(prefix))
+        .map(|_| "the key's prefix before '/' must be a DNS name in lower case")
+}
+
+fn wrong_label_value(value: &str) -> Option<&'static str> {
+    let right = value.is_empty() || is_name(value);
+    (!right)
+        .then_some("the value must be at most 63 letters, digits, '-', '_' and '.', a letter or digit first and last")
+}
+
+fn is_name(text: &str) -> bool {
+    text.len() <= 63
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+}
+
+fn is_subdomain(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(target: Value, tls: Value) -> TokenCacheSpec {
+        serde_json::from_value(json!({
+            "fetch": {"oauth2": {"tokenUrl": "https://id.example.com/token", "clientId": "me", "tls": tls}},
+            "target": target,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_kubernetes_takes_is_right() {
+        let pem = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
+        for (target, tls) in [
+            (json!({}), json!(null)),
+            (json!({"data": {"token": "token", "a.b-c_D.1": "'x' + values.a", ".netrc": "token"}}), json!({})),
+            (json!({"labels": {"a": "", "app.kubernetes.io/name": "x", "A_b.c-d": "1.a_B-2"}}), json!({})),
+            (json!({"annotations": {"a.b/c": "anything at all\n"}}), json!({})),
+            (json!({"type": "kubernetes.io/tls", "data": {"tls.crt": "token", "tls.key": "token"}}), json!({})),
+            (json!({}), json!({"caBundle": BASE64_STANDARD.encode(pem), "serverName": "id.example.com"})),
+        ] {
+            assert_eq!(check(&spec(target.clone(), tls)), Ok(()), "{target}");
+        }
+    }
+
+    #[test]
+    fn what_kubernetes_would_refuse_is_told_by_its_field() {
+        let long = "a".repeat(254);
+        for (target, tls, field) in [
+            (json!({"data": {"a b": "token"}}), json!(null), "spec.target.data[a b]"),
+            (json!({"data": {"": "token"}}), json!(null), "spec.target.data[]"),
+            (json!({"data": {"..a": "token"}}), json!(null), "spec.target.data[..a]"),
+            (json!({"data": {"a/b": "token"}}), json!(null), "spec.target.data[a/b]"),
+            (json!({"data": {long.as_str(): "token"}}), json!(null), "spec.target.data[a"),
+            (json!({"data": {"a": "token +"}}), json!(null), "spec.target.data[a]"),
+            (json!({"data": {"a": "secret"}}), json!(null), "spec.target.data[a]"),
+            (json!({"type": "kubernetes.io/tls"}), json!(null), "spec.target.data"),
+            (json!({"type": "kubernetes.io/dockerconfigjson"}), json!(null), "spec.target.data"),
+            (json!({"labels": {"a": "not a value"}}), json!(null), "spec.target.labels[a]"),
+            (json!({"labels": {"a": "-x"}}), json!(null), "spec.target.labels[a]"),
+            (json!({"labels": {"-a": "x"}}), json!(null), "spec.target.labels[-a]"),
+            (json!({"labels": {"A.B/c": "x"}}), json!(null), "spec.target.labels[A.B/c]"),
+            (json!({"labels": {"/c": "x"}}), json!(null), "spec.target.labels[/c]"),
+            (json!({"labels": {"a/": "x"}}), json!(null), "spec.target.labels[a/]"),
+            (json!({"labels": {"a/b/c": "x"}}), json!(null), "spec.target.labels[a/b/c]"),
+            (json!({"labels": {"a": "x".repeat(64)}}), json!(null), "spec.target.labels[a]"),
+            (json!({"annotations": {"a b": "x"}}), json!(null), "spec.target.annotations[a b]"),
+            (json!({"annotations": {"a": "x".repeat(256 * 1024)}}), json!(null), "spec.target.annotations"),
+            (json!({}), json!({"caBundle": "%"}), "spec.fetch.oauth2.tls.caBundle"),
+            (json!({}), json!({"caBundle": "aGVsbG8="}), "spec.fetch.oauth2.tls.caBundle"),
+            (json!({}), json!({"serverName": "127.1"}), "spec.fetch.oauth2.tls.serverName"),
+        ] {
+            let invalid = check(&spec(target.clone(), tls)).expect_err(&target.to_string());
+            assert!(invalid.field.starts_with(field), "{invalid}");
+        }
+    }
+}

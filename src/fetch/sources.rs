@@ -1,0 +1,270 @@
+//! Reading the Secrets and ConfigMaps that a source refers to: live, in the TokenCache's namespace, and Secrets only
+//! where their owner opened them.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    mem, str,
+};
+
+use k8s_openapi::{
+    NamespaceResourceScope, Resource,
+    api::core::v1::{ConfigMap, Secret},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::Api;
+use secrecy::{ExposeSecret as _, SecretString};
+
+use super::{Failure, Phase, Reference, ReferenceKind, SecretBytes};
+use crate::{
+    api::{
+        names::LABEL_SOURCE,
+        oauth2::{CaKind, CaRef, SecretKeyRef},
+    },
+    reason::Reason,
+};
+
+/// What one attempt reads. Each object is read once, so that an id and a secret of one Secret belong together even
+/// while somebody changes it.
+pub(super) struct Sources {
+    client: kube::Client,
+    namespace: String,
+    require_label: bool,
+    phase: Phase,
+    read: BTreeMap<Reference, Opened>,
+}
+
+/// An object that may be used.
+pub(super) struct Opened {
+    /// `Secret b/s`.
+    title: String,
+    data: BTreeMap<String, SecretBytes>,
+}
+
+impl Sources {
+    pub(super) fn new(client: kube::Client, namespace: String, require_label: bool, phase: Phase) -> Self {
+        Self { client, namespace, require_label, phase, read: BTreeMap::new() }
+    }
+
+    /// Text of a Secret's key, exactly as it is stored, and never empty.
+    pub(super) async fn text(&mut self, key: &SecretKeyRef) -> Result<SecretString, Failure> {
+        self.open(ReferenceKind::Secret, &key.name).await?.text(&key.key)
+    }
+
+    /// A whole Secret.
+    pub(super) async fn secret(&mut self, name: &str) -> Result<&Opened, Failure> {
+        self.open(ReferenceKind::Secret, name).await
+    }
+
+    /// Certificates in PEM; the title is for messages.
+    pub(super) async fn certificates(&mut self, ca: &CaRef) -> Result<(Vec<u8>, String), Failure> {
+        let kind = match ca.kind {
+            CaKind::Secret => ReferenceKind::Secret,
+            CaKind::ConfigMap => ReferenceKind::ConfigMap,
+        };
+        let object = self.open(kind, &ca.name).await?;
+        Ok((object.bytes(&ca.key)?.expose_secret().to_vec(), format!("{}, key {}", object.title, ca.key)))
+    }
+
+    async fn open(&mut self, kind: ReferenceKind, name: &str) -> Result<&Opened, Failure> {
+        match self.read.entry(Reference { kind, name: name.to_owned() }) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                self.phase.set(format!("reading {kind} {}/{name} from the Kubernetes API server", self.namespace));
+                let opened = match kind {
+                    ReferenceKind::Secret => {
+                        let secret = get::<Secret>(&self.client, kind, &self.namespace, name).await?;
+                        open_secret(secret, &self.namespace, name, self.require_label)?
+                    }
+                    ReferenceKind::ConfigMap => {
+                        let map = get::<ConfigMap>(&self.client, kind, &self.namespace, name).await?;
+                        open_config_map(map, &self.namespace, name)
+                    }
+                };
+                Ok(entry.insert(opened))
+            }
+        }
+    }
+}
+
+async fn get<K>(client: &kube::Client, kind: ReferenceKind, namespace: &str, name: &str) -> Result<K, Failure>
+where
+    K: Resource<Scope = NamespaceResourceScope> + k8s_openapi::Metadata<Ty = ObjectMeta>,
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    Api::<K>::namespaced(client.clone(), namespace)
+        .get(name)
+        .await
+        .map_err(|error| refused(&error, kind, namespace, name))
+}
+
+/// What an answer of the API server means. Only its own status is told: other errors could quote what they met.
+fn refused(error: &kube::Error, kind: ReferenceKind, namespace: &str, name: &str) -> Failure {
+    match error {
+        kube::Error::Api(status) if status.code == 404 => {
+            Failure::new(Reason::SourceNotFound, format!("{kind} {namespace}/{name} does not exist"))
+        }
+        kube::Error::Api(status) if status.code == 403 => Failure::new(
+            Reason::SourceNotAllowed,
+            format!(
+                "tokencache may not read {kind} {namespace}/{name}: its own role lacks get on {} in namespace {namespace}",
+                kind.plural()
+            ),
+        ),
+        kube::Error::Api(status) => Failure::new(
+            Reason::Unreachable,
+            format!(
+                "the Kubernetes API server: {} {} when reading {kind} {namespace}/{name}",
+                status.code, status.reason
+            ),
+        ),
+        _ => Failure::new(
+            Reason::Unreachable,
+            format!("the Kubernetes API server: no usable answer when reading {kind} {namespace}/{name}"),
+        ),
+    }
+}
+
+/// Takes a Secret's data into types that do not print, unless its owner has not opened it.
+fn open_secret(mut secret: Secret, namespace: &str, name: &str, require_label: bool) -> Result<Opened, Failure> {
+    let data = mem::take(&mut secret.data).unwrap_or_default();
+    let data = data.into_iter().map(|(key, value)| (key, SecretBytes::from(value.0))).collect();
+    let labelled = secret
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(LABEL_SOURCE))
+        .is_some_and(|value| value == "true");
+    if require_label && !labelled {
+        return Err(Failure::new(
+            Reason::SourceNotAllowed,
+            format!(
+                "Secret {namespace}/{name} is not open to TokenCaches: its owner opens it with \
+                 kubectl label secret {name} -n {namespace} --overwrite {LABEL_SOURCE}=true"
+            ),
+        ));
+    }
+    Ok(Opened { title: format!("Secret {namespace}/{name}"), data })
+}
+
+fn open_config_map(map: ConfigMap, namespace: &str, name: &str) -> Opened {
+    let text = map.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.into_bytes().into()));
+    let binary = map.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0.into()));
+    Opened { title: format!("ConfigMap {namespace}/{name}"), data: text.chain(binary).collect() }
+}
+
+impl Opened {
+    /// The object's kind, namespace and name.
+    pub(super) fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// The value of a key.
+    pub(super) fn bytes(&self, key: &str) -> Result<&SecretBytes, Failure> {
+        self.data.get(key).ok_or_else(|| {
+            let keys = self.data.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let keys = if keys.is_empty() { "it has none".to_owned() } else { format!("its keys are {keys}") };
+            Failure::new(Reason::SourceNotFound, format!("{} has no key {key}: {keys}", self.title))
+        })
+    }
+
+    /// The value of a key, where text is wanted.
+    pub(super) fn text(&self, key: &str) -> Result<SecretString, Failure> {
+        let value = self.bytes(key)?.expose_secret();
+        match str::from_utf8(value) {
+            Ok("") => Err(self.unusable(key, "is empty")),
+            Ok(text) => Ok(text.into()),
+            Err(_) => Err(self.unusable(key, "is not text in UTF-8")),
+        }
+    }
+
+    /// A key whose value cannot be used. Trying again is in vain until someone edits the object.
+    pub(super) fn unusable(&self, key: &str, what: &str) -> Failure {
+        Failure::new(Reason::InvalidSpec, format!("{}, key {key}: the value {what}", self.title))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+    use k8s_openapi::ByteString;
+    use kube::core::Status;
+    use serde_json::json;
+
+    use super::*;
+
+    fn secret(labels: serde_json::Value) -> Secret {
+        let mut secret: Secret = serde_json::from_value(json!({"metadata": {"labels": labels}})).unwrap();
+        let data = [("id", &b"me"[..]), ("empty", b""), ("binary", b"\xff\xfe"), ("newline", b"hunter2\n")];
+        secret.data = Some(data.map(|(key, value)| (key.to_owned(), ByteString(value.to_vec()))).into());
+        secret
+    }
+
+    #[test]
+    fn a_secret_is_used_only_when_its_owner_opened_it() {
+        for (labels, require, open) in [
+            (json!({"tokencache.dev/source": "true"}), true, true),
+            (json!({"tokencache.dev/source": "false"}), true, false),
+            (json!({"tokencache.dev/source": "True"}), true, false),
+            (json!({"tokencache.dev/managed": "true"}), true, false),
+            (json!({}), true, false),
+            (json!(null), true, false),
+            (json!(null), false, true),
+        ] {
+            let opened = open_secret(secret(labels.clone()), "b", "s", require);
+            assert_eq!(opened.is_ok(), open, "{labels} {require}");
+            if let Err(failure) = opened {
+                assert_eq!(failure.reason, Reason::SourceNotAllowed);
+                let command = "kubectl label secret s -n b --overwrite tokencache.dev/source=true";
+                assert!(failure.message.contains(command), "{failure}");
+                assert!(!failure.message.contains("newline"), "no key of a closed Secret is told: {failure}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_found_or_told_by_name_and_its_value_never_is() {
+        let opened = open_secret(secret(json!(null)), "b", "s", false).map_err(|failure| failure.to_string()).unwrap();
+        assert_eq!(opened.text("id").unwrap().expose_secret(), "me");
+        assert_eq!(opened.text("newline").unwrap().expose_secret(), "hunter2\n");
+        for (key, reason, wanted) in [
+            (
+                "missing",
+                Reason::SourceNotFound,
+                "Secret b/s has no key missing: its keys are binary, empty, id, newline",
+            ),
+            ("empty", Reason::InvalidSpec, "Secret b/s, key empty: the value is empty"),
+            ("binary", Reason::InvalidSpec, "Secret b/s, key binary: the value is not text in UTF-8"),
+        ] {
+            let failure = opened.text(key).map(|_| ()).expect_err(key);
+            assert_eq!((failure.reason, failure.message.as_str()), (reason, wanted));
+        }
+    }
+
+    #[test]
+    fn a_config_map_gives_text_and_binary_data() {
+        let map = serde_json::from_value(json!({"data": {"a": "x"}, "binaryData": {"b": "eQ=="}})).unwrap();
+        let opened = open_config_map(map, "b", "m");
+        assert_eq!(opened.bytes("a").unwrap().expose_secret(), b"x");
+        assert_eq!(opened.bytes("b").unwrap().expose_secret(), b"y");
+        let empty = open_config_map(ConfigMap::default(), "b", "m").bytes("a").map(|_| ()).unwrap_err();
+        assert_eq!(empty.message, "ConfigMap b/m has no key a: it has none");
+    }
+
+    #[test]
+    fn an_answer_of_the_api_server_is_told_by_what_it_means_and_not_by_its_words() {
+        for (code, reason, wanted) in [
+            (404, Reason::SourceNotFound, "Secret b/s does not exist"),
+            (403, Reason::SourceNotAllowed, "lacks get on secrets in namespace b"),
+            (500, Reason::Unreachable, "the Kubernetes API server: 500"),
+            (429, Reason::Unreachable, "the Kubernetes API server: 429"),
+        ] {
+            let error = kube::Error::Api(Status::failure("hunter2", "Why").with_code(code).boxed());
+            let failure = refused(&error, ReferenceKind::Secret, "b", "s");
+            assert_eq!(failure.reason, reason);
+            assert!(failure.message.contains(wanted) && !failure.message.contains("hunter2"), "{failure}");
+        }
+        let failure = refused(&kube::Error::TlsRequired, ReferenceKind::ConfigMap, "b", "m");
+        assert_eq!(failure.reason, Reason::Unreachable);
+    }
+}

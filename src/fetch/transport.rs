@@ -1,0 +1,142 @@
+//! What a failed exchange means, in words that a stranger can act on. Found by the types of the errors, not their texts.
+
+use std::{error::Error, fmt, io};
+
+use chrono::DateTime;
+use rustls::{AlertDescription, CertificateError, pki_types::UnixTime};
+
+use super::{Failure, redact::Redactor, resolver::NotAllowed};
+use crate::{reason::Reason, time::rfc3339};
+
+/// Who is talked to: host and port, and the proxy's.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) target: String,
+    pub(super) proxy: Option<String>,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.proxy {
+            Some(proxy) => write!(f, "{} through the proxy {proxy}", self.target),
+            None => f.write_str(&self.target),
+        }
+    }
+}
+
+/// Why a request got no answer.
+pub(super) fn failure(error: &reqwest::Error, peer: &Peer) -> Failure {
+    if let Some(refused) = find::<NotAllowed>(error) {
+        return Failure::new(Reason::AddressNotAllowed, format!("{peer}: {refused}"));
+    }
+    if let Some(tls) = find::<rustls::Error>(error) {
+        return Failure::new(Reason::TlsFailed, format!("TLS with {peer}: {}", tls_words(tls)));
+    }
+    let words = io_words(error);
+    if error.is_timeout() {
+        return Failure::new(Reason::Timeout, format!("no connection to {peer} in time"));
+    }
+    let what = match () {
+        () if error.is_dns() => "its name cannot be resolved",
+        () if error.is_connect() => "no connection",
+        () => "the connection broke before the answer was complete",
+    };
+    Failure::new(Reason::Unreachable, format!("{peer}: {what}: {words}"))
+}
+
+/// The first error of a type in the chain of causes. `io::Error` hides the one that it was made from.
+pub(super) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        next = inner(error);
+    }
+    None
+}
+
+fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => Some(inner),
+        None => error.source(),
+    }
+}
+
+/// The innermost cause. These are the libraries' and the system's texts, which quote nothing of what was sent.
+fn io_words(error: &reqwest::Error) -> String {
+    let mut leaf: &(dyn Error + 'static) = error;
+    while let Some(next) = inner(leaf) {
+        leaf = next;
+    }
+    // reqwest's own text holds the whole URL.
+    let text = if leaf.is::<reqwest::Error>() { "no further cause is known".to_owned() } else { leaf.to_string() };
+    Redactor::default().clean(&text)
+}
+
+fn tls_words(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(error) => certificate_words(error),
+        rustls::Error::AlertReceived(alert) => match alert {
+            AlertDescription::CertificateRequired => {
+                "the server wants a client certificate: set tls.clientCertRef".to_owned()
+            }
+            AlertDescription::UnknownCA => {
+                "the server does not know the authority of the client certificate of tls.clientCertRef".to_owned()
+            }
+            AlertDescription::BadCertificate
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown => {
+                format!("the server refused the client certificate of tls.clientCertRef ({alert:?})")
+            }
+            AlertDescription::UnrecognisedName => {
+                "the server knows no site of that name (see tls.serverName)".to_owned()
+            }
+            AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion => {
+                format!("the server found no common version or cipher, or wants a client certificate ({alert:?})")
+            }
+            _ => format!("the server ended the handshake ({alert:?})"),
+        },
+        rustls::Error::InvalidMessage(_) => "the server does not speak TLS at this port".to_owned(),
+        rustls::Error::PeerIncompatible(_) => "no common version or cipher: TLS 1.2 or 1.3 is needed".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn certificate_words(error: &CertificateError) -> String {
+    let at = |time: &UnixTime| {
+        let moment = i64::try_from(time.as_secs()).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+        moment.map_or_else(|| "a time out of range".to_owned(), rfc3339)
+    };
+    match error {
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "the server's certificate is not signed by a trusted authority: set tls.caBundle or tls.caRef to the \
+             certificate of the authority that signed it"
+                .to_owned()
+        }
+        CertificateError::Expired => "the server's certificate has expired".to_owned(),
+        CertificateError::ExpiredContext { not_after, .. } => {
+            format!("the server's certificate expired at {}", at(not_after))
+        }
+        CertificateError::NotValidYet => "the server's certificate is not valid yet".to_owned(),
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            format!("the server's certificate is not valid before {}", at(not_before))
+        }
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let names: Vec<_> = presented.iter().take(5).map(|name| bare(name)).collect();
+            let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
+            format!(
+                "the server's certificate is for {}, not for {}; tls.serverName can name the one to expect",
+                Redactor::default().clean(&names),
+                expected.to_str()
+            )
+        }
+        _ => format!("the server's certificate is not acceptable: {error}"),
+    }
+}
+
+/// `id.example.com` of `DnsName("id.example.com")`, as the verifier writes names.
+fn bare(name: &str) -> &str {
+    name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name).trim_matches('"')
+}
