@@ -8,18 +8,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
-/// Whether the controller is at work, and if not, what it waits for.
-pub type Readiness = watch::Sender<Result<(), String>>;
+/// What the controller waits for; nothing when it is at work.
+pub type Readiness = watch::Sender<Option<String>>;
 
 /// A readiness that waits for the start.
 #[must_use]
 pub fn starting() -> Readiness {
-    watch::Sender::new(Err("starting".into()))
+    watch::Sender::new(Some("starting".into()))
 }
 
 #[derive(Clone)]
 struct Admin {
-    readiness: watch::Receiver<Result<(), String>>,
+    readiness: watch::Receiver<Option<String>>,
     metrics: Metrics,
 }
 
@@ -52,7 +52,7 @@ pub async fn serve(
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
     match &*admin.readiness.borrow() {
-        Ok(()) => (StatusCode::OK, "ok".into()),
-        Err(waiting) => (StatusCode::SERVICE_UNAVAILABLE, waiting.clone()),
+        None => (StatusCode::OK, "ok".into()),
+        Some(waiting) => (StatusCode::SERVICE_UNAVAILABLE, waiting.clone()),
     }
 }

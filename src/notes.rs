@@ -71,9 +71,10 @@ impl Note {
 
     /// Takes notice of a Secret that came through the watch, `None` when it was deleted.
     pub fn watched(&mut self, resource_version: Option<&str>) {
-        let stale = self.ahead.as_ref().is_some_and(|ahead| {
-            resource_version.is_some() && resource_version == ahead.before.as_deref()
-        });
+        let stale = self
+            .ahead
+            .as_ref()
+            .is_some_and(|ahead| resource_version.is_some() && resource_version == ahead.before.as_deref());
         if !stale {
             self.ahead = None;
         }

@@ -61,7 +61,12 @@ impl Reporter {
         Ok(false)
     }
 
-    async fn write(&self, (namespace, name): &Key, cache: &TokenCache, status: &TokenCacheStatus) -> Result<bool, ApiError> {
+    async fn write(
+        &self,
+        (namespace, name): &Key,
+        cache: &TokenCache,
+        status: &TokenCacheStatus,
+    ) -> Result<bool, ApiError> {
         let old = cache.status.clone().unwrap_or_default();
         let Some(change) = change(&old, status) else { return Ok(false) };
         if let Some(former) = old.secret_name.as_ref().filter(|former| Some(*former) != status.secret_name.as_ref()) {
@@ -92,8 +97,12 @@ fn change(old: &TokenCacheStatus, new: &TokenCacheStatus) -> Option<Value> {
     };
     let (old, new) = (object(old), object(new));
     let gone = old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key.clone(), Value::Null));
-    let changed: Map<String, Value> =
-        new.iter().filter(|(key, value)| old.get(*key) != Some(value)).map(|(k, v)| (k.clone(), v.clone())).chain(gone).collect();
+    let changed: Map<String, Value> = new
+        .iter()
+        .filter(|(key, value)| old.get(*key) != Some(value))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .chain(gone)
+        .collect();
     (!changed.is_empty()).then_some(Value::Object(changed))
 }
 

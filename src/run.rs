@@ -162,10 +162,16 @@ impl Runner {
                 Ok(fetched) => {
                     let lifetime = Lifetime { fetched_at, expires_at: fetched.expires_at };
                     match self.write(&cache, owner, metadata.as_ref(), &fetched, lifetime).await {
-                        Ok(Written::Done(written)) => Ok((note_written(&self.notes, key, metadata, *written, lifetime), lifetime)),
+                        Ok(Written::Done(written)) => {
+                            Ok((note_written(&self.notes, key, metadata, *written, lifetime), lifetime))
+                        }
                         // The result is dropped and the plan made anew.
                         Ok(Written::Conflict) => {
-                            tracing::info!(namespace = key.0, name = key.1, "the Secret was changed during the run: starting over");
+                            tracing::info!(
+                                namespace = key.0,
+                                name = key.1,
+                                "the Secret was changed during the run: starting over"
+                            );
                             continue;
                         }
                         Err(failure) => Err(failure),
@@ -225,8 +231,7 @@ impl Runner {
             Err(failure) => {
                 let failures = before.failures.saturating_add(1);
                 let retry = &seen.cache.spec.retry;
-                let wait =
-                    backoff(failures, retry.initial(), retry.max(), rand::random(), failure.retry_after);
+                let wait = backoff(failures, retry.initial(), retry.max(), rand::random(), failure.retry_after);
                 let at = later(now, chrono::TimeDelta::from_std(wait).unwrap_or_default());
                 note_failed(&self.notes, key, failures, at);
                 next_retry_at = Some(at);

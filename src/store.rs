@@ -103,8 +103,7 @@ async fn try_out(api: &Api<SealedSecret>, params: &PostParams, secret: &SealedSe
 }
 
 async fn delete(api: &Api<SealedSecret>, name: &str, seen: &ObjectMeta) -> Result<(), ApiError> {
-    let preconditions =
-        Preconditions { uid: seen.uid.clone(), resource_version: seen.resource_version.clone() };
+    let preconditions = Preconditions { uid: seen.uid.clone(), resource_version: seen.resource_version.clone() };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match limited(api.delete(name, &params)).await {
         Err(error) if !matches!(error.code(), Some(404)) => Err(error),

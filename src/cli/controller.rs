@@ -77,7 +77,8 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
         counted.request(&request);
         request
     });
-    let client = ClientBuilder::try_from(config).context("the cluster's settings cannot be used")?.with_layer(&count).build();
+    let client =
+        ClientBuilder::try_from(config).context("the cluster's settings cannot be used")?.with_layer(&count).build();
 
     let identity = match flags.identity.filter(|identity| !identity.is_empty()) {
         Some(identity) => identity,

@@ -98,13 +98,12 @@ impl Cluster {
 /// The libraries that see requests and answers are held at `info`: below it some of them print headers and bodies, and
 /// with these, credentials.
 fn start_log(format: LogFormat) -> anyhow::Result<()> {
-    const HELD: [&str; 9] =
-        ["h2", "hyper", "hyper_util", "rustls", "reqwest", "tower", "kube_client", "tonic", "axum"];
+    const HELD: [&str; 9] = ["h2", "hyper", "hyper_util", "rustls", "reqwest", "tower", "kube_client", "tonic", "axum"];
     let wanted = std::env::var("TOKENCACHE_LOG").unwrap_or_default();
-    let mut filter = EnvFilter::builder()
-        .with_default_directive(LevelFilter::INFO.into())
-        .parse(&wanted)
-        .with_context(|| format!("TOKENCACHE_LOG={wanted:?} is not a filter: write it like debug, or tokencache=trace"))?;
+    let mut filter =
+        EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(&wanted).with_context(|| {
+            format!("TOKENCACHE_LOG={wanted:?} is not a filter: write it like debug, or tokencache=trace")
+        })?;
     if filter.max_level_hint().is_none_or(|level| level > LevelFilter::INFO) {
         for library in HELD {
             filter = filter.add_directive(format!("{library}=info").parse()?);

@@ -80,13 +80,13 @@ pub async fn run(runner: Runner, settings: Settings, readiness: &Readiness, stop
     };
     tokio::select! {
         () = all_synced => {
-            readiness.send_replace(Ok(()));
+            readiness.send_replace(None);
             tracing::info!("the controller is ready");
         }
         () = stop.begin.cancelled() => {}
     }
     stop.begin.cancelled().await;
-    readiness.send_replace(Err("stopping".into()));
+    readiness.send_replace(Some("stopping".into()));
     let ended = async { while watching.join_next().await.is_some() {} };
     tokio::pin!(ended);
     tokio::select! {
@@ -113,7 +113,7 @@ async fn wait_for_crd(client: &Client, settings: &Settings, readiness: &Readines
         };
         if said.as_ref() != Some(&waiting) {
             tracing::warn!("waiting: {waiting}");
-            readiness.send_replace(Err(waiting.clone()));
+            readiness.send_replace(Some(waiting.clone()));
             said = Some(waiting);
         }
         sleep(CRD_POLL).await;
@@ -122,7 +122,9 @@ async fn wait_for_crd(client: &Client, settings: &Settings, readiness: &Readines
 
 fn waiting_for(error: &ApiError) -> String {
     match error.code() {
-        Some(404) => "the cluster has no TokenCache definition; install it with: tokencache crd | kubectl create -f -".into(),
+        Some(404) => {
+            "the cluster has no TokenCache definition; install it with: tokencache crd | kubectl create -f -".into()
+        }
         Some(401) => format!("the API server does not accept this controller's credentials: {error}"),
         Some(403) => format!("this controller may not list TokenCaches; its role lacks that permission: {error}"),
         _ => format!("the API server cannot be reached: {error}"),

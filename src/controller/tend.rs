@@ -265,7 +265,8 @@ impl Context {
         }));
         let expiry = seen.lifetime().and_then(|lifetime| lifetime.expires_at.moment());
         let now = self.runner.clock.now();
-        let mut moments: Vec<Duration> = expiry.filter(|moment| *moment > now).map(|moment| until(moment, now)).into_iter().collect();
+        let mut moments: Vec<Duration> =
+            expiry.filter(|moment| *moment > now).map(|moment| until(moment, now)).into_iter().collect();
         if fresh {
             moments.push(PATIENCE);
         }
@@ -353,9 +354,9 @@ impl Context {
 
 /// How long each replica that is not to go first lets the others go; short where the value lives short.
 fn grace(seen: &Observed<'_>) -> Duration {
-    let length = seen.lifetime().and_then(|lifetime| {
-        lifetime.expires_at.moment().map(|end| end.signed_duration_since(lifetime.fetched_at))
-    });
+    let length = seen
+        .lifetime()
+        .and_then(|lifetime| lifetime.expires_at.moment().map(|end| end.signed_duration_since(lifetime.fetched_at)));
     let second = TimeDelta::seconds(1);
     length.map_or(second, |length| (length / 10).clamp(TimeDelta::zero(), second)).to_std().unwrap_or_default()
 }

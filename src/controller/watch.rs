@@ -8,14 +8,17 @@ use kube::{
     Api, Resource, ResourceExt as _,
     core::{DeserializeGuard, PartialObjectMeta},
     runtime::{
-        Controller, WatchStreamExt as _, metadata_watcher, predicates,
+        Controller, WatchStreamExt as _,
         reflector::{self, ObjectRef, Store},
         watcher::{self, Event},
     },
 };
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Stop, tend::{Context, Peers, reconcile}};
+use super::{
+    Stop,
+    tend::{Context, Peers, reconcile},
+};
 use crate::{
     api::{
         TokenCache,
@@ -74,7 +77,7 @@ impl Start {
         let managed = watcher::Config::default().labels(&format!("{LABEL_MANAGED}=true"));
         let watched_secrets = {
             let notes = notes.clone();
-            metadata_watcher(self.api::<Secret>(), managed)
+            kube::runtime::watcher(self.api::<SecretMeta>(), managed)
                 .default_backoff()
                 .modify(|secret| secret.metadata.managed_fields = None)
                 .inspect_ok(move |event| secret_event(event, &notes))
@@ -88,15 +91,15 @@ impl Start {
         } else {
             watcher::Config::default()
         };
-        let source_secrets = metadata_watcher(self.api::<Secret>(), source)
+        let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), source)
             .default_backoff()
             .inspect_err(|error| log_watch("source Secrets", error))
-            .applied_objects()
-            .predicate_filter(predicates::resource_version, predicates::Config::default());
-        let config_maps = metadata_watcher(self.api::<ConfigMap>(), watcher::Config::default())
-            .default_backoff()
-            .inspect_err(|error| log_watch("ConfigMaps", error))
             .applied_objects();
+        let config_maps =
+            kube::runtime::watcher(self.api::<PartialObjectMeta<ConfigMap>>(), watcher::Config::default())
+                .default_backoff()
+                .inspect_err(|error| log_watch("ConfigMaps", error))
+                .applied_objects();
         let unblocked = stream::select(
             changed(source_secrets.boxed(), ReferenceKind::Secret),
             changed(config_maps.boxed(), ReferenceKind::ConfigMap),
@@ -190,7 +193,7 @@ fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
     }
 }
 
-fn changed<K: Resource<DynamicType = ()>>(
+fn changed<K: Resource<DynamicType = ()> + Send>(
     objects: impl futures::Stream<Item = Result<K, watcher::Error>> + Send,
     kind: ReferenceKind,
 ) -> impl futures::Stream<Item = (String, Reference)> + Send {
