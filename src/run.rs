@@ -87,11 +87,17 @@ pub fn owner(cache: &TokenCache) -> Owner {
 }
 
 impl Runner {
-    /// Runs, if it is needed and nobody else does. `cancel` ends a fetch that is under way.
+    /// Runs, if it is needed and nobody else does. `cancel` ends a fetch that is under way; `watched` is the Secret's
+    /// metadata as a watch has it, if there is one.
     ///
     /// # Errors
     /// When the API server fails; the run's own failures are reported in status instead.
-    pub async fn run(&self, cache: &TokenCache, cancel: &CancellationToken) -> Result<Ran, RunError> {
+    pub async fn run(
+        &self,
+        cache: &TokenCache,
+        watched: Option<&ObjectMeta>,
+        cancel: &CancellationToken,
+    ) -> Result<Ran, RunError> {
         let owner = owner(cache);
         let key = (owner.namespace.clone(), owner.name.clone());
         let ran_before = cache.status.as_ref().is_some_and(|status| status.runs > 0);
@@ -116,7 +122,7 @@ impl Runner {
                 return Err(error.into());
             }
         };
-        let ran = self.under_lock(&hold, &owner, &key, cancel).await;
+        let ran = self.under_lock(&hold, &owner, &key, watched, cancel).await;
         hold.release().await;
         ran
     }
@@ -126,6 +132,7 @@ impl Runner {
         hold: &Hold,
         owner: &Owner,
         key: &Key,
+        mut watched: Option<&ObjectMeta>,
         cancel: &CancellationToken,
     ) -> Result<Ran, RunError> {
         for _ in 0..ROUNDS {
@@ -135,7 +142,10 @@ impl Runner {
             }) else {
                 return Ok(Ran::NotNeeded);
             };
-            let metadata = live_secret(&self.client, &owner.namespace, cache.secret_name()).await?;
+            let metadata = match watched.take().filter(|watched| is_newest(&cache, watched)) {
+                Some(watched) => Some(watched.clone()),
+                None => live_secret(&self.client, &owner.namespace, cache.secret_name()).await?,
+            };
             let note = checked(&self.notes, key, &cache);
             let seen = observed(&cache, metadata.as_ref(), &note);
             let why = match decide(&seen, self.clock.now()) {
@@ -276,7 +286,8 @@ impl Runner {
         }
         match result {
             Ok((_, lifetime)) if *why != Why::Due || failures > 0 => {
-                let note = format!("{why}: fetched a value, valid until {}", lifetime.expires_at);
+                let note =
+                    format!("fetched a value that is valid until {} ({why})", lifetime.expires_at.whole_seconds());
                 self.events.publish(cache, Reason::Fetched, &note).await;
             }
             Ok(_) => {}
@@ -294,7 +305,7 @@ impl Runner {
         metadata: Option<&ObjectMeta>,
         failure: &Failure,
     ) -> Result<(), RunError> {
-        tracing::warn!(namespace = key.0, name = key.1, reason = %failure.reason, message = failure.message, "refused");
+        tracing::warn!(namespace = key.0, name = key.1, reason = %failure.reason, error = failure.message, "refused");
         let now = self.clock.now();
         let note = checked(&self.notes, key, cache);
         let runs = cache.status.as_ref().map_or(0, |status| status.runs);
@@ -331,6 +342,15 @@ impl Runner {
     }
 }
 
+/// Whether a Secret's metadata from the watch is as the last run left it, by the live status: then reading it again
+/// would tell nothing new, and were it wrong, the write with its `resourceVersion` would be refused.
+fn is_newest(cache: &TokenCache, watched: &ObjectMeta) -> bool {
+    let written = cache.status.as_ref().and_then(|status| status.secret_resource_version.as_ref());
+    written.is_some()
+        && written == watched.resource_version.as_ref()
+        && watched.name.as_deref() == Some(cache.secret_name())
+}
+
 fn lost() -> Failure {
     Failure::new(
         Reason::LockLost,
@@ -351,7 +371,7 @@ fn log(key: &Key, source: &str, why: &Why, result: &Result<(String, Lifetime), F
             tracing::info!(namespace, name, source, %why, took_ms, %expires_at, "fetched");
         }
         Err(Failure { reason, message, .. }) => {
-            tracing::warn!(namespace, name, source, %why, took_ms, %reason, message, "fetch failed");
+            tracing::warn!(namespace, name, source, %why, took_ms, %reason, error = message, "fetch failed");
         }
     }
 }

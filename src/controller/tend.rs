@@ -127,7 +127,7 @@ impl Context {
             self.runner.notes.with(key, |note| note.due_since = None);
         }
         let wake = match plan {
-            Plan::Fetch(why) => self.fetch(key, cache, &seen, &why).await?,
+            Plan::Fetch(why) => self.fetch(key, cache, &seen, metadata.clone(), &why).await?,
             Plan::Sleep(at) => {
                 self.runner.rest(key, &seen).await?;
                 at.map(|at| until(at, now))
@@ -218,6 +218,7 @@ impl Context {
         key: &Key,
         cache: &TokenCache,
         seen: &Observed<'_>,
+        metadata: Option<Arc<ObjectMeta>>,
         why: &Why,
     ) -> Result<Option<Duration>, RunError> {
         let now = Instant::now();
@@ -228,7 +229,7 @@ impl Context {
             return Ok(Some(first - waited));
         }
         tracing::debug!(namespace = key.0, name = key.1, %why, "a fetch is due");
-        let ran = self.run(key, cache, seen).await?;
+        let ran = self.run(key, cache, seen, metadata).await?;
         self.runner.notes.with(key, |note| note.due_since = None);
         Ok(match ran {
             // The watch brings what was reported, and with it the next look; this is for when it does not.
@@ -247,7 +248,13 @@ impl Context {
     }
 
     /// Runs in a task of its own. Meanwhile status says when the old value expires, and that a long first run goes on.
-    async fn run(&self, key: &Key, cache: &TokenCache, seen: &Observed<'_>) -> Result<Ran, RunError> {
+    async fn run(
+        &self,
+        key: &Key,
+        cache: &TokenCache,
+        seen: &Observed<'_>,
+        metadata: Option<Arc<ObjectMeta>>,
+    ) -> Result<Ran, RunError> {
         let cancel = self.stop.cancel.child_token();
         self.runner.notes.with(key, |note| note.cancel = Some(cancel.clone()));
         let (runner, limits, stop) = (self.runner.clone(), self.limits.clone(), self.stop.begin.clone());
@@ -259,7 +266,7 @@ impl Context {
                 () = cancel.cancelled() => return Ok(Ran::Cancelled),
                 place = limits.place(destination(&cache.spec)) => place,
             };
-            let ran = runner.run(&cache, &cancel).await;
+            let ran = runner.run(&cache, metadata.as_deref(), &cancel).await;
             drop(place);
             ran
         }));
