@@ -13,4 +13,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod drift;
+mod failures;
 mod fresh;
+mod lifecycle;
+mod requests;
+mod tls;
