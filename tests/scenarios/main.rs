@@ -1,0 +1,21 @@
+//! Scenarios on a real API server: `hack/cluster.sh run -- cargo test --test scenarios -- --test-threads=8`.
+//!
+//! A test's name is the sentence that it proves. With `TOKENCACHE_LONG=1`, those that watch for a time watch longer.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::large_futures,
+    reason = "a test that cannot go on ends"
+)]
+#![allow(dead_code, reason = "the token server can do more than the scenarios ask of it")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod drift;
+mod failures;
+mod fresh;
+mod lifecycle;
+mod requests;
+mod tls;

@@ -1,0 +1,202 @@
+//! The real binary as a process, to be started, asked, stopped and killed.
+
+use std::{
+    process::{ExitStatus, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, BufReader},
+    process::{Child, Command},
+    sync::watch,
+};
+
+use super::{Cluster, Metrics, Namespace, poll, within};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_tokencache");
+const LOOPBACK: [&str; 4] = ["--allow-cidr", "127.0.0.0/8", "--allow-cidr", "::1/128"];
+
+/// What a process has written, line by line, to stdout and stderr.
+#[derive(Clone, Default)]
+pub struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    changed: Arc<watch::Sender<()>>,
+}
+
+impl Log {
+    /// All of it.
+    pub fn text(&self) -> String {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+    }
+
+    fn follow(&self, output: impl AsyncRead + Send + Unpin + 'static) {
+        let log = self.clone();
+        super::in_background(async move {
+            let mut lines = BufReader::new(output).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                log.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                log.changed.send_replace(());
+            }
+        });
+    }
+
+    /// Waits for a line that gives something.
+    async fn find<T>(&self, pick: impl Fn(&str) -> Option<T>) -> T {
+        let mut changed = self.changed.subscribe();
+        loop {
+            let found = self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().find_map(|line| pick(line));
+            match found {
+                Some(value) => return value,
+                None => changed.changed().await.expect("the log holds its sender"),
+            }
+        }
+    }
+}
+
+/// A field of a line of the JSON log, beside the message or among the fields.
+fn field<'a>(line: &'a Value, name: &str) -> Option<&'a str> {
+    line["fields"][name].as_str().or_else(|| line[name].as_str())
+}
+
+fn admin_address(line: &str) -> Option<String> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    (field(&line, "message")? == "admin server listening").then(|| field(&line, "address").map(str::to_owned))?
+}
+
+/// A running controller. Dropping it kills it.
+pub struct Controller {
+    /// Its `--identity`.
+    pub identity: String,
+    child: Child,
+    log: Log,
+    admin: String,
+    http: reqwest::Client,
+}
+
+/// How a controller is started.
+pub struct Launch<'a> {
+    /// Whether it may connect to loopback addresses, where the token servers are.
+    pub loopback: bool,
+    /// What it logs.
+    pub log: &'a str,
+    /// Further arguments.
+    pub arguments: &'a [&'a str],
+}
+
+impl Default for Launch<'_> {
+    fn default() -> Self {
+        Self { loopback: true, log: "info,tokencache=trace", arguments: &[] }
+    }
+}
+
+impl Controller {
+    /// Starts a controller of one namespace, and waits until it is ready.
+    pub async fn start(namespace: &Namespace, arguments: &[&str]) -> Self {
+        Self::launch(namespace, Launch { arguments, ..Launch::default() }).await
+    }
+
+    /// Starts a controller, and waits until it is ready.
+    pub async fn launch(namespace: &Namespace, launch: Launch<'_>) -> Self {
+        static STARTED: AtomicUsize = AtomicUsize::new(0);
+        let identity = format!("controller-{}", STARTED.fetch_add(1, Ordering::Relaxed));
+        let mut command = command(&Cluster::get().await.kubeconfig, launch.log);
+        command.args(["controller", "--namespace", &namespace.name, "--admin-address", "127.0.0.1:0"]);
+        command.args(["--log-format", "json", "--identity", &identity]);
+        command.args(launch.loopback.then_some(LOOPBACK).into_iter().flatten()).args(launch.arguments);
+        let mut child = command.kill_on_drop(true).spawn().expect("the controller is started");
+        let log = Log::default();
+        log.follow(child.stdout.take().expect("its stdout"));
+        log.follow(child.stderr.take().expect("its stderr"));
+        namespace.show_log_of(&identity, log.clone());
+
+        let admin = within("the controller names its admin address", async {
+            tokio::select! {
+                address = log.find(admin_address) => address,
+                status = child.wait() => panic!("the controller ended ({status:?}):\n{}", log.text()),
+            }
+        });
+        let admin = admin.await;
+        let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
+        let controller = Self { identity, child, log, admin, http };
+        controller.ready().await;
+        controller
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn ready(&self) {
+        poll("the controller is ready", || async { (self.ask("/readyz").await?.0 == 200).then_some(()) }).await;
+    }
+
+    /// Status and text of a path of its admin server.
+    pub async fn ask(&self, path: &str) -> Option<(u16, String)> {
+        let response = self.http.get(format!("http://{}{path}", self.admin)).send().await.ok()?;
+        Some((response.status().as_u16(), response.text().await.ok()?))
+    }
+
+    /// Its metrics as they are now.
+    pub async fn metrics(&self) -> Metrics {
+        let (status, text) = self.ask("/metrics").await.expect("metrics");
+        assert_eq!(status, 200, "{text}");
+        Metrics(text)
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)).expect("it is running");
+        kill_process(pid, signal).expect("the signal is sent");
+    }
+
+    /// SIGKILL: it has no chance to tidy up.
+    pub async fn kill(mut self) {
+        self.child.kill().await.expect("it is killed");
+    }
+
+    /// SIGSTOP: it stands still and knows nothing of it.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn cont(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// SIGTERM: its exit status, and how long it took.
+    pub async fn terminate(mut self) -> (ExitStatus, Duration) {
+        let start = std::time::Instant::now();
+        self.signal(Signal::TERM);
+        let status = within("the controller ends on SIGTERM", self.child.wait()).await;
+        (status.expect("an exit status"), start.elapsed())
+    }
+}
+
+/// Runs the binary with a kubeconfig to its end: its exit status and all it wrote.
+pub async fn run_to_exit(kubeconfig: &str, arguments: &[&str]) -> (ExitStatus, String) {
+    let output = command(kubeconfig, "info").args(arguments).kill_on_drop(true).output();
+    let output = within("the program ends", output).await.expect("the program is started");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status, String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The binary, in an environment that only the test decides.
+fn command(kubeconfig: &str, log: &str) -> Command {
+    let mut command = Command::new(BINARY);
+    for (name, _) in std::env::vars() {
+        if name.starts_with("TOKENCACHE_") || name.to_lowercase().ends_with("_proxy") {
+            command.env_remove(name);
+        }
+    }
+    command.env("KUBECONFIG", kubeconfig).env("TOKENCACHE_LOG", log).env("RUST_LOG", log);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}

@@ -1,0 +1,74 @@
+//! What the scenarios need: a cluster, a namespace of their own, controllers as processes, and a token server.
+
+mod cluster;
+mod controller;
+mod leaks;
+pub mod manifests;
+mod metrics;
+mod namespace;
+mod scene;
+mod seen;
+
+use std::{future::Future, sync::LazyLock, time::Duration};
+
+pub use cluster::Cluster;
+pub use controller::{Controller, Launch, run_to_exit};
+pub use leaks::assert_no_leak;
+pub use metrics::Metrics;
+pub use namespace::{Namespace, version};
+pub use scene::Scene;
+pub use seen::{CacheView, SecretView};
+
+#[path = "../../examples/token-server/server.rs"]
+pub mod server;
+
+/// How long a scenario waits for anything. It says nothing about how fast the controller should be: it is what a busy
+/// machine with a debug build may need at worst, before a test calls it never.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// One runtime for all scenarios, since they share one client, whose worker lives in a runtime.
+static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().expect("a runtime")
+});
+
+/// Runs a scenario to its end.
+pub fn scenario(story: impl Future<Output = ()>) {
+    RUNTIME.block_on(Box::pin(story));
+}
+
+/// Spawns what may outlive a scenario.
+pub fn in_background(task: impl Future<Output = ()> + Send + 'static) {
+    RUNTIME.spawn(task);
+}
+
+/// Waits for what has its own way of telling, at most until the deadline.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("not within {DEADLINE:?}: {what}"),
+    }
+}
+
+/// Asks again and again, for what cannot be watched.
+pub async fn poll<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    within(what, async {
+        let mut pause = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            pause.tick().await;
+            if let Some(value) = ask().await {
+                break value;
+            }
+        }
+    })
+    .await
+}
+
+/// Lets time go by where time itself is the condition: to see that nothing happens in it.
+pub async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// Whether the long variants were asked for.
+pub fn long() -> bool {
+    std::env::var("TOKENCACHE_LONG").is_ok_and(|value| value == "1")
+}

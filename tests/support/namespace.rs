@@ -1,0 +1,257 @@
+//! A namespace of a test's own, and waiting for what becomes of the objects in it.
+
+use std::{
+    fmt::{Debug, Write as _},
+    pin::pin,
+    sync::{Mutex, PoisonError},
+};
+
+use futures::{Stream, StreamExt as _};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        coordination::v1::Lease,
+        core::v1::{Event, Namespace as KubeNamespace, Secret},
+    },
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    core::{ApiResource, DynamicObject},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokencache::api::{
+    TokenCache,
+    names::{ANNOTATION_DATA_HASH, ANNOTATION_REFRESH_REQUESTED},
+};
+
+use super::{Cluster, DEADLINE, controller::Log, in_background, seen::CacheView as _};
+
+/// What the scenarios work with.
+pub trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + 'static
+{
+}
+
+impl<K> Object for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + 'static
+{
+}
+
+/// A namespace that is deleted when it is dropped.
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    client: Client,
+    logs: Mutex<Vec<(String, Log)>>,
+}
+
+/// The `resourceVersion`: two that are equal say that nobody wrote in between.
+pub fn version(object: &impl kube::ResourceExt) -> String {
+    object.resource_version().expect("a resourceVersion")
+}
+
+impl Namespace {
+    /// A new, empty one.
+    pub async fn new() -> Self {
+        let client = Cluster::get().await.client.clone();
+        let name = format!("tc-{:016x}", rand::random::<u64>());
+        let namespace = serde_json::from_value(json!({"metadata": {"name": name}})).expect("a namespace");
+        let namespaces: Api<KubeNamespace> = Api::all(client.clone());
+        namespaces.create(&PostParams::default(), &namespace).await.expect("the namespace is created");
+        Self { name, client, logs: Mutex::default() }
+    }
+
+    /// Its objects of one type.
+    pub fn api<K: Object>(&self) -> Api<K> {
+        Api::namespaced(self.client.clone(), &self.name)
+    }
+
+    /// The client, for requests that no method here has.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// From now on, failures show this log.
+    pub fn show_log_of(&self, controller: &str, log: Log) {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner).push((controller.to_owned(), log));
+    }
+
+    /// What all controllers of this namespace have logged so far.
+    pub fn logs(&self) -> Vec<(String, String)> {
+        let logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        logs.iter().map(|(controller, log)| (format!("log of {controller}"), log.text())).collect()
+    }
+
+    /// Creates an object from its manifest, or says why the API server refused it.
+    pub async fn try_create<K: Object>(&self, manifest: Value) -> kube::Result<DynamicObject> {
+        let object: DynamicObject = serde_json::from_value(manifest).expect("an object");
+        let resource = ApiResource::erase::<K>(&());
+        let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), &self.name, &resource);
+        api.create(&PostParams::default(), &object).await
+    }
+
+    /// Creates an object from its manifest.
+    pub async fn create<K: Object>(&self, manifest: Value) -> K {
+        let created = self.try_create::<K>(manifest).await.unwrap_or_else(|error| panic!("not created: {error}"));
+        created.try_parse().expect("what was created")
+    }
+
+    /// Reads an object.
+    pub async fn get<K: Object>(&self, name: &str) -> K {
+        self.api::<K>().get(name).await.unwrap_or_else(|error| panic!("cannot read {name}: {error}"))
+    }
+
+    /// All objects of one type.
+    pub async fn list<K: Object>(&self) -> Vec<K> {
+        self.api::<K>().list(&ListParams::default()).await.expect("a list").items
+    }
+
+    /// Changes an object by a merge patch.
+    pub async fn patch<K: Object>(&self, name: &str, change: Value) -> K {
+        let patched = self.api::<K>().patch(name, &PatchParams::default(), &Patch::Merge(change)).await;
+        patched.unwrap_or_else(|error| panic!("cannot patch {name}: {error}"))
+    }
+
+    /// Changes the spec of a TokenCache by a merge patch.
+    pub async fn patch_spec(&self, name: &str, change: Value) -> TokenCache {
+        self.patch(name, json!({"spec": change})).await
+    }
+
+    /// Asks for a new value as people do: by the annotation.
+    pub async fn request(&self, name: &str, value: &str) -> TokenCache {
+        self.patch(name, json!({"metadata": {"annotations": {ANNOTATION_REFRESH_REQUESTED: value}}})).await
+    }
+
+    /// Asks for a new value as consumers do: by a patch of the status.
+    pub async fn request_by_status(&self, name: &str, at: &str) -> TokenCache {
+        let change = json!({"status": {"refreshRequested": at}});
+        let patched =
+            self.api::<TokenCache>().patch_status(name, &PatchParams::default(), &Patch::Merge(change)).await;
+        patched.expect("status.refreshRequested is patched")
+    }
+
+    /// Deletes an object.
+    pub async fn delete<K: Object>(&self, name: &str) {
+        let deleted = self.api::<K>().delete(name, &DeleteParams::default()).await;
+        deleted.unwrap_or_else(|error| panic!("cannot delete {name}: {error}"));
+    }
+
+    /// Waits until an object is as it should be; `None` is an object that does not exist.
+    pub async fn await_object<K: Object>(
+        &self,
+        name: &str,
+        what: &str,
+        condition: impl Fn(Option<&K>) -> bool,
+    ) -> Option<K> {
+        let changes = watcher::watch_object(self.api::<K>(), name).default_backoff();
+        self.first(changes, name, what, |object| condition(object.as_ref())).await
+    }
+
+    /// Waits until a TokenCache is as it should be.
+    pub async fn await_cache(
+        &self,
+        name: &str,
+        what: &str,
+        condition: impl Fn(&TokenCache) -> bool,
+    ) -> TokenCache {
+        self.await_object(name, what, |cache: Option<&TokenCache>| cache.is_some_and(&condition))
+            .await
+            .expect("it exists")
+    }
+
+    /// Waits until a Secret is as it should be.
+    pub async fn await_secret(&self, name: &str, what: &str, condition: impl Fn(&Secret) -> bool) -> Secret {
+        self.await_object(name, what, |secret: Option<&Secret>| secret.is_some_and(&condition))
+            .await
+            .expect("it exists")
+    }
+
+    /// Waits until an object is gone.
+    pub async fn await_gone<K: Object>(&self, name: &str, what: &str) {
+        self.await_object(name, what, |object: Option<&K>| object.is_none()).await;
+    }
+
+    /// Waits until Ready has this status and reason.
+    pub async fn await_ready(&self, name: &str, ready: bool, reason: &str) -> TokenCache {
+        let what = format!("Ready is {ready} with the reason {reason}");
+        self.await_cache(name, &what, |cache| cache.is(ready, reason)).await
+    }
+
+    /// Waits for an event with this reason on a TokenCache.
+    pub async fn await_event(&self, name: &str, reason: &str) -> Event {
+        let what = format!("an event {reason}");
+        let config = watcher::Config::default().fields(&format!("involvedObject.name={name}"));
+        let events = watcher(self.api::<Event>(), config).applied_objects().default_backoff();
+        self.first(events, name, &what, |event: &Event| event.reason.as_deref() == Some(reason)).await
+    }
+
+    /// The events on a TokenCache.
+    pub async fn events(&self, name: &str) -> Vec<Event> {
+        let events = ListParams::default().fields(&format!("involvedObject.name={name}"));
+        self.api::<Event>().list(&events).await.expect("a list").items
+    }
+
+    async fn first<T>(
+        &self,
+        changes: impl Stream<Item = watcher::Result<T>>,
+        name: &str,
+        what: &str,
+        condition: impl Fn(&T) -> bool,
+    ) -> T {
+        // An error of a watch is no news: the watcher goes on by itself.
+        let good = changes.filter_map(async |change| change.ok()).filter(|object| std::future::ready(condition(object)));
+        let mut good = pin!(good);
+        match tokio::time::timeout(DEADLINE, good.next()).await {
+            Ok(Some(object)) => object,
+            Ok(None) | Err(_) => self.fail(name, what).await,
+        }
+    }
+
+    /// Ends the test with all that can be known about one TokenCache.
+    pub async fn fail(&self, name: &str, what: &str) -> ! {
+        let mut text = format!("{name} in {}: not within {DEADLINE:?}: {what}\n", self.name);
+        if let Ok(cache) = self.api::<TokenCache>().get(name).await {
+            show(&mut text, "the TokenCache", json!({"metadata": cache.metadata, "status": cache.seen()}));
+        }
+        for secret in self.list::<Secret>().await {
+            if secret.annotations().contains_key(ANNOTATION_DATA_HASH) {
+                show(&mut text, "a Secret", json!(secret.metadata));
+            }
+        }
+        if let Ok(lease) = self.api::<Lease>().get(&format!("tokencache-{name}")).await {
+            show(&mut text, "the Lease", json!(lease));
+        }
+        for event in self.events(name).await {
+            let note = (event.type_, event.reason, event.message, event.series.and_then(|series| series.count));
+            let _ = writeln!(text, "event: {note:?}");
+        }
+        for (controller, log) in self.logs() {
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains(r#""level":"TRACE""#)).collect();
+            let tail = lines[lines.len().saturating_sub(60)..].join("\n");
+            let _ = writeln!(text, "--- {controller}, its end:\n{tail}");
+        }
+        panic!("{text}");
+    }
+}
+
+fn show(text: &mut String, what: &str, mut object: Value) {
+    for path in ["/managedFields", "/metadata/managedFields"] {
+        if let Some(fields) = object.pointer_mut(path) {
+            *fields = Value::Null;
+        }
+    }
+    let _ = writeln!(text, "--- {what}:\n{}", serde_saphyr::to_string(&object).unwrap_or_default());
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let (namespaces, name) = (Api::<KubeNamespace>::all(self.client.clone()), self.name.clone());
+        in_background(async move {
+            // A cluster that is about to be taken down need not be clean.
+            let _ = namespaces.delete(&name, &DeleteParams::background()).await;
+        });
+    }
+}
