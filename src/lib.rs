@@ -17,6 +17,8 @@ pub mod reason;
 pub mod references;
 pub mod report;
 pub mod run;
+#[cfg(test)]
+mod samples;
 pub mod secret;
 pub mod status;
 pub mod store;
