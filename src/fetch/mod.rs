@@ -3,6 +3,7 @@
 //! A new source is a file with `fetch`, `endpoint` and `references`, and an arm in each `match` on [`Source`] here.
 
 mod address;
+mod cel_limits;
 mod check;
 mod expiry;
 mod expression;
