@@ -1,5 +1,3 @@
-#![allow(clippy::expect_used, reason = "tests")]
-
 use serde_json::{Value, json};
 
 use super::*;
