@@ -120,10 +120,7 @@ fn an_expression_that_can_never_work_is_an_invalid_spec() {
     ] {
         let failure = give(text, &fetched()).expect_err(text);
         assert_eq!(failure.reason, Reason::InvalidSpec, "{text}: {failure}");
-        assert!(
-            failure.message.starts_with("spec.target.data[k]: ") && failure.message.contains(words),
-            "{failure}"
-        );
+        assert!(failure.message.starts_with("spec.target.data[k]: ") && failure.message.contains(words), "{failure}");
     }
 }
 

@@ -110,7 +110,7 @@ impl Clients {
             let host = literal(url).map(|ip| ip.to_string()).or_else(|| url.host_str().map(str::to_owned))?;
             Some(Alias { name: name.clone(), host })
         });
-        let mut builder = Client::builder()
+        let builder = Client::builder()
             // The environment's proxies are meant for the controller, and would evade the address rules.
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -118,14 +118,10 @@ impl Clients {
             .user_agent(concat!("tokencache/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(2)
-            // A connection that died silently must not swallow each attempt until its timeout.
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .http2_keep_alive_timeout(Duration::from_secs(5));
-        if alias.is_some() {
-            // HTTP/2 would send the URL's host as :authority.
-            builder = builder.http1_only();
-        }
+            .pool_max_idle_per_host(4)
+            // HTTP/2 would send `tls.serverName` as :authority, loses the type of TLS errors, and keeps a connection
+            // that died silently for the next attempts, too. One request now and then gains nothing by it.
+            .http1_only();
         let resolver = CheckedResolver { rules: self.rules.clone(), lookup: self.lookup.clone(), alias };
         let builder = settings.apply(url, builder.dns_resolver(resolver))?;
         builder.build().map_err(|error| settings.not_applicable(transport::find(&error)))
