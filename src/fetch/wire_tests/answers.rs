@@ -53,13 +53,18 @@ async fn with_post_the_credentials_are_in_the_form_and_nowhere_else() {
 async fn a_token_comes_with_the_scalars_of_the_answer_and_an_expiry_from_before_the_request() {
     let body =
         r#"{"access_token":"t0ken","token_type":"DPoP","expires_in":"3600","scope":"a b","ok":true,"x":{"y":1}}"#;
-    let server = Server::start(move |_| answer(200, body)).await;
+    let received = Arc::new(Mutex::new(None));
+    let keep = received.clone();
+    let respond = move |_: &Seen| {
+        *keep.lock().unwrap() = Some(Clock::system().now());
+        answer(200, body)
+    };
+    let server = Server::start(respond).await;
     let before = Clock::system().now();
     let fetched = World::new().fetch(&cache(&server.url(), json!({}))).await.unwrap();
-    let after = Clock::system().now();
-    let moment = fetched.expires_at.moment().expect("it expires");
-    let sent = moment - chrono::TimeDelta::hours(1);
-    assert!(before <= sent && sent <= after, "{before} {sent} {after}");
+    let received = received.lock().unwrap().expect("a request");
+    let sent = fetched.expires_at.moment().expect("it expires") - chrono::TimeDelta::hours(1);
+    assert!(before <= sent && sent <= received, "{before} {sent} {received}");
     let values: Vec<_> = fetched.values.iter().map(|(name, value)| (name.as_str(), value.expose_secret())).collect();
     let expected =
         [("access_token", "t0ken"), ("expires_in", "3600"), ("ok", "true"), ("scope", "a b"), ("token_type", "DPoP")];
