@@ -8,8 +8,9 @@ use ipnet::IpNet;
 /// `--allow-cidr` and `--deny-cidr` over what is refused by default.
 ///
 /// Of all networks given that contain an address, the one with the longest prefix decides; at equal length, deny does.
-/// With none, what [`REFUSED`] lists is refused, and everything else, private ranges included, is permitted. An IPv6
-/// address that stands for an IPv4 address must be permitted in both forms.
+/// With none, loopback, link-local, unspecified and multicast addresses and the clouds' metadata services are refused,
+/// and everything else, private ranges included, is permitted. An IPv6 address that stands for an IPv4 address must be
+/// permitted in both forms.
 #[derive(Clone, Debug, Default)]
 pub struct AddressRules {
     allow: Vec<IpNet>,
