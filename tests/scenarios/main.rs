@@ -14,6 +14,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cost;
 mod drift;
 mod expiry;
 mod failures;
@@ -22,4 +23,6 @@ mod lifecycle;
 mod lock;
 mod refusals;
 mod requests;
+mod secrecy;
+mod shutdown;
 mod tls;
