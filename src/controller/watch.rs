@@ -14,6 +14,7 @@ use kube::{
     },
 };
 use tokio::{sync::oneshot, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Stop,
@@ -61,6 +62,9 @@ impl Start {
         let index = References::default();
         let notes = self.runner.notes.clone();
 
+        // Not by `Store::wait_until_ready`: of several that wait so, kube wakes only one.
+        let (caches_synced, secrets_synced) = (CancellationToken::new(), CancellationToken::new());
+
         let (caches, caches_writer) = reflector::store::<Guarded>();
         let watched_caches = {
             let (index, notes, peers) = (index.clone(), notes.clone(), self.peers.clone());
@@ -70,6 +74,7 @@ impl Start {
                 .inspect_ok(move |event| cache_event(event, &index, &notes, &peers))
                 .inspect_err(|error| log_watch("TokenCaches", error))
                 .reflect(caches_writer)
+                .inspect_ok(tell_synced(&caches_synced))
                 .applied_objects()
         };
 
@@ -83,6 +88,7 @@ impl Start {
                 .inspect_ok(move |event| secret_event(event, &notes))
                 .inspect_err(|error| log_watch("Secrets", error))
                 .reflect(secrets_writer)
+                .inspect_ok(tell_synced(&secrets_synced))
                 .touched_objects()
         };
 
@@ -116,13 +122,14 @@ impl Start {
             limits: self.limits.clone(),
             peers: self.peers.clone(),
             stop: self.stop.clone(),
-            caches: caches.clone(),
-            secrets: secrets.clone(),
+            caches,
+            secrets,
+            secrets_synced: secrets_synced.clone(),
         });
         tokio::spawn(async move {
-            if caches.wait_until_ready().await.is_ok() && secrets.wait_until_ready().await.is_ok() {
-                let _ = ready.send(());
-            }
+            caches_synced.cancelled().await;
+            secrets_synced.cancelled().await;
+            let _ = ready.send(());
         });
         Controller::for_stream(watched_caches, context.caches.clone())
             .owns_stream(watched_secrets)
@@ -136,6 +143,16 @@ impl Start {
                 }
             })
             .await;
+    }
+}
+
+/// Tells when the first list has come, for the event after which the store holds it.
+fn tell_synced<K>(synced: &CancellationToken) -> impl FnMut(&Event<K>) + use<K> {
+    let synced = synced.clone();
+    move |event| {
+        if matches!(event, Event::InitDone) {
+            synced.cancel();
+        }
     }
 }
 

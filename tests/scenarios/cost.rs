@@ -56,11 +56,17 @@ async fn all_ready(scene: &Scene, names: &[String]) {
 fn difference(before: &Metrics, after: &Metrics) -> String {
     let lines = |metrics: &Metrics| {
         let lines = metrics.0.lines().filter(|line| line.starts_with("tokencache_api_requests_total"));
-        lines.filter_map(|line| line.rsplit_once(' ')).map(|(a, b)| (a.to_owned(), b.to_owned())).collect::<BTreeMap<_, _>>()
+        lines
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .collect::<BTreeMap<_, _>>()
     };
     let (before, after) = (lines(before), lines(after));
     let changed = after.iter().filter(|(series, value)| before.get(*series) != Some(value));
-    changed.map(|(series, value)| format!("{series}: {:?} to {value}", before.get(series))).collect::<Vec<_>>().join("\n")
+    changed
+        .map(|(series, value)| format!("{series}: {:?} to {value}", before.get(series)))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]

@@ -218,7 +218,12 @@ fn an_invalid_spec_is_refused_with_its_field_and_works_once_it_is_corrected() {
             let mut right = scene.ns.get::<TokenCache>(name).await;
             let wanted = token_cache(name, &scene.server, json!({}));
             right.spec = serde_json::from_value(wanted["spec"].clone()).expect("a spec");
-            scene.ns.api::<TokenCache>().replace(name, &kube::api::PostParams::default(), &right).await.expect("corrected");
+            scene
+                .ns
+                .api::<TokenCache>()
+                .replace(name, &kube::api::PostParams::default(), &right)
+                .await
+                .expect("corrected");
             goes_on(&scene, name).await;
         }
     });

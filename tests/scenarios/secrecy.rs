@@ -40,7 +40,8 @@ fn a_fetch_that_works_leaves_no_trace_of_secret_or_token() {
 fn a_fetch_over_tls_leaves_no_trace_of_secret_or_token() {
     scenario(async {
         let scene = traced(Options { tls: true, ..Options::default() }).await;
-        let ca = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, scene.server.ca_pem().expect("a CA"));
+        let ca =
+            base64::Engine::encode(&base64::engine::general_purpose::STANDARD, scene.server.ca_pem().expect("a CA"));
         scene.ready_cache("basic", oauth2(json!({"tls": {"caBundle": ca}}))).await;
         scene.ready_cache("post", oauth2(json!({"tls": {"caBundle": ca}, "clientAuth": "Post"}))).await;
         assert_no_leak(&scene.ns, &scene.server, &[&scene.controller]).await;

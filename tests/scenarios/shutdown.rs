@@ -87,7 +87,8 @@ fn the_admin_server_tells_that_it_lives_that_it_is_ready_and_what_it_counted() {
 #[test]
 fn without_a_cluster_the_program_ends_and_says_why() {
     scenario(async {
-        for kubeconfig in ["/nonexistent/kubeconfig", "/dev/null", concat!(env!("CARGO_MANIFEST_DIR"), "/rustfmt.toml")] {
+        for kubeconfig in ["/nonexistent/kubeconfig", "/dev/null", concat!(env!("CARGO_MANIFEST_DIR"), "/rustfmt.toml")]
+        {
             let arguments = ["controller", "--kubeconfig", kubeconfig, "--admin-address", "127.0.0.1:0"];
             let (status, text) = run_to_exit(kubeconfig, &arguments).await;
             assert!(status.code().is_some_and(|code| code != 0), "{kubeconfig}: {status:?}");
