@@ -106,7 +106,8 @@ impl Metrics {
 
 /// The resource that a path of the API names, and whether it names one object of it.
 fn resource(path: &str) -> (&'static str, bool) {
-    const KNOWN: [&str; 6] = ["tokencaches", "secrets", "configmaps", "leases", "events", "namespaces"];
+    const KNOWN: [&str; 9] =
+        ["tokencaches", "secrets", "configmaps", "leases", "events", "namespaces", "jobs", "pods", "serviceaccounts"];
     let mut parts = path.split('/').skip_while(|part| !matches!(*part, "api" | "apis"));
     let skip = if parts.next() == Some("apis") { 2 } else { 1 };
     let mut parts = parts.skip(skip).peekable();
@@ -139,6 +140,8 @@ mod tests {
             ("/apis/coordination.k8s.io/v1/namespaces/a/leases/b", ("leases", true)),
             ("/apis/events.k8s.io/v1/namespaces/a/events", ("events", false)),
             ("/k8s/clusters/x/api/v1/namespaces/a/configmaps/b", ("configmaps", true)),
+            ("/apis/batch/v1/namespaces/a/jobs", ("jobs", false)),
+            ("/api/v1/namespaces/a/pods", ("pods", false)),
             ("/version", ("other", false)),
         ] {
             assert_eq!(resource(path), expected, "{path}");

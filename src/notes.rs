@@ -69,8 +69,12 @@ impl Note {
         }
     }
 
-    /// Takes notice of a Secret that came through the watch, `None` when it was deleted.
-    pub fn watched(&mut self, resource_version: Option<&str>) {
+    /// Takes notice of a Secret that came through the watch, without a `resourceVersion` when it was deleted.
+    pub fn watched(&mut self, name: Option<&str>, resource_version: Option<&str>) {
+        // A TokenCache may own others: one of a former name, and the state of its job.
+        if self.ahead.as_ref().is_some_and(|ahead| ahead.metadata.name.as_deref() != name) {
+            return;
+        }
         let stale = self
             .ahead
             .as_ref()

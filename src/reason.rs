@@ -42,6 +42,8 @@ pub enum Reason {
     NoExpiry,
     /// The value has less left than `refresh.minRemaining`.
     NearlyExpired,
+    /// The Job of a run failed, or could not be run.
+    JobFailed,
     /// The Lease could not be renewed, so the run was cancelled.
     LockLost,
     /// A value was fetched, but the API server did not take the Secret.
@@ -88,6 +90,7 @@ impl Reason {
             Self::ResponseTooLarge => "ResponseTooLarge",
             Self::NoExpiry => "NoExpiry",
             Self::NearlyExpired => "NearlyExpired",
+            Self::JobFailed => "JobFailed",
             Self::LockLost => "LockLost",
             Self::WriteFailed => "WriteFailed",
             Self::InvalidSpec => "InvalidSpec",

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api::{Source, TokenCache},
@@ -122,7 +122,11 @@ impl Runner {
                 return Err(error.into());
             }
         };
-        let ran = self.under_lock(&hold, &owner, &key, watched, cancel).await;
+        let ends = TaskTracker::new();
+        let ran = self.under_lock(&hold, &owner, &key, watched, cancel, &ends).await;
+        // Only then may another run begin: its own Job is known to be ending.
+        ends.close();
+        ends.wait().await;
         hold.release().await;
         ran
     }
@@ -134,6 +138,7 @@ impl Runner {
         key: &Key,
         mut watched: Option<&ObjectMeta>,
         cancel: &CancellationToken,
+        ends: &TaskTracker,
     ) -> Result<Ran, RunError> {
         for _ in 0..ROUNDS {
             // Look again, live: who had the Lease before may have done all that was to do.
@@ -163,7 +168,7 @@ impl Runner {
                 biased;
                 () = cancel.cancelled() => return Ok(Ran::Cancelled),
                 () = hold.lost() => Err(lost()),
-                fetched = self.fetcher.fetch(&cache) => fetched,
+                fetched = self.fetcher.fetch_leaving(&cache, ends) => fetched,
             };
             let fetched_at = self.clock.now();
             // A process that was frozen is told so by the clock before any timer runs.

@@ -227,6 +227,9 @@ pub fn is_intact(secret: &SealedSecret) -> bool {
 pub fn fetch_hash(spec: &TokenCacheSpec) -> String {
     let mut fetch = spec.fetch.clone();
     fetch.timeout = None;
+    if let Some(job) = &mut fetch.job {
+        job.keep_failed = None;
+    }
     let mut target = spec.target.clone();
     target.expired_policy = crate::api::RetentionPolicy::default();
     target.deletion_policy = None;

@@ -2,6 +2,7 @@
 
 mod duration;
 mod expires_at;
+pub mod job;
 pub mod names;
 pub mod oauth2;
 mod spec;

@@ -12,6 +12,12 @@ pub const LABEL_MANAGED: &str = "tokencache.dev/managed";
 /// Label with value `"true"` by which the owner of a Secret lets TokenCaches of its namespace read it.
 pub const LABEL_SOURCE: &str = "tokencache.dev/source";
 
+/// Label of Jobs and their pods: the name of the TokenCache that they run for, or its beginning and a hash.
+pub const LABEL_CACHE: &str = "tokencache.dev/cache";
+
+/// Label of a Job and its pod: the one run that made them.
+pub const LABEL_RUN: &str = "tokencache.dev/run";
+
 /// Annotation of the Secret: when the value expires, RFC 3339 in UTC, or `never`.
 pub const ANNOTATION_EXPIRES_AT: &str = "tokencache.dev/expires_at";
 

@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, TokenCacheStatus, oauth2::OAuth2};
+use super::{Duration, TokenCacheStatus, job::Job, oauth2::OAuth2};
 
 /// How a credential is got, when it is refreshed, and the Secret that holds it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,10 +67,10 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 /// Exactly one source, and the limit on one attempt.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("has(self.oauth2)").message("exactly one source must be set: oauth2"))]
+#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2 or job"))]
 #[serde(rename_all = "camelCase")]
 pub struct Fetch {
-    /// One attempt's limit, at most 10m. Default 30s.
+    /// One attempt's limit, at most 10m. Default 30s; for job 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('10m')").message("must be longer than 0s and at most 10m"))]
     pub timeout: Option<Duration>,
@@ -78,6 +78,10 @@ pub struct Fetch {
     /// An OAuth 2.0 token endpoint (RFC 6749).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oauth2: Option<OAuth2>,
+
+    /// A container of yours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Job>,
 }
 
 /// The one source that a `fetch` names.
@@ -85,6 +89,8 @@ pub struct Fetch {
 pub enum Source<'a> {
     /// An OAuth 2.0 token endpoint.
     OAuth2(&'a OAuth2),
+    /// A container of the user's.
+    Job(&'a Job),
 }
 
 impl Source<'_> {
@@ -93,6 +99,7 @@ impl Source<'_> {
     pub fn name(self) -> &'static str {
         match self {
             Self::OAuth2(_) => "oauth2",
+            Self::Job(_) => "job",
         }
     }
 }
@@ -101,13 +108,14 @@ impl Fetch {
     /// The source; `None` when none is named, which validation refuses.
     #[must_use]
     pub fn source(&self) -> Option<Source<'_>> {
-        self.oauth2.as_ref().map(Source::OAuth2)
+        self.oauth2.as_ref().map(Source::OAuth2).or(self.job.as_ref().map(Source::Job))
     }
 
     /// One attempt's limit.
     #[must_use]
     pub fn timeout(&self) -> time::Duration {
-        self.timeout.map_or(time::Duration::from_secs(30), Duration::as_std)
+        let default = if self.job.is_some() { 300 } else { 30 };
+        self.timeout.map_or(time::Duration::from_secs(default), Duration::as_std)
     }
 }
 

@@ -51,6 +51,9 @@ pub(super) struct Flags {
     /// Where /livez, /readyz and /metrics are served
     #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     admin_address: SocketAddr,
+    /// Image with this very program, for the pods of jobs
+    #[arg(long, env = "TOKENCACHE_COLLECTOR_IMAGE", default_value = COLLECTOR_IMAGE, value_name = "IMAGE")]
+    collector_image: String,
     /// Name of this replica, in Leases and in status. Default: the host's name, which in a pod is the pod's
     #[arg(long, env = "TOKENCACHE_IDENTITY")]
     identity: Option<String>,
@@ -58,6 +61,9 @@ pub(super) struct Flags {
     #[arg(long, env = "TOKENCACHE_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
 }
+
+/// The image of this version.
+const COLLECTOR_IMAGE: &str = concat!("ghcr.io/tokencache/tokencache:", env!("CARGO_PKG_VERSION"));
 
 /// All has ended by then, whatever the API server does.
 const LAST_MOMENT: Duration = Duration::from_secs(9);
@@ -89,6 +95,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     let fetcher = FetcherConfig {
         addresses: AddressRules::new(flags.allow_cidr, flags.deny_cidr),
         require_source_label: flags.require_source_label,
+        collector_image: flags.collector_image,
     };
     let runner = Runner {
         client: client.clone(),

@@ -1,5 +1,6 @@
 //! The command line; one file per command.
 
+mod collect;
 mod controller;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -39,6 +40,9 @@ enum Command {
     Controller(Box<controller::Flags>),
     /// Print the CustomResourceDefinition
     Crd,
+    /// Hand a job's result over; runs in the job's pod
+    #[command(hide = true)]
+    Collect(collect::Flags),
 }
 
 /// How log lines look.
@@ -57,6 +61,7 @@ enum LogFormat {
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Controller(flags) => controller::run(&cli.cluster, *flags).await,
+        Command::Collect(flags) => collect::run(&flags),
         Command::Crd => {
             let text = crd_yaml()?;
             std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?;

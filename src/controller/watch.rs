@@ -206,7 +206,7 @@ fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
     let owner = object.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
     if let Some(owner) = owner.filter(|owner| owner.kind == "TokenCache") {
         let key = (object.metadata.namespace.clone().unwrap_or_default(), owner.name.clone());
-        notes.with(&key, |note| note.watched(version));
+        notes.with(&key, |note| note.watched(object.metadata.name.as_deref(), version));
     }
 }
 

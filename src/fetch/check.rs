@@ -15,6 +15,7 @@ pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
         Some(Source::OAuth2(oauth2)) => {
             check_tls("spec.fetch.oauth2.tls", &oauth2.token_url, oauth2.tls.as_ref())?;
         }
+        Some(Source::Job(job)) => super::job::check(job)?,
         None => {}
     }
     check_target(&spec.target)

@@ -8,6 +8,7 @@ mod check;
 mod expiry;
 mod expression;
 mod http_client;
+pub(crate) mod job;
 mod json;
 mod oauth2;
 mod redact;
@@ -27,6 +28,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
+use tokio_util::task::TaskTracker;
 use url::Url;
 
 pub use self::{address::AddressRules, check::check, expression::render};
@@ -80,6 +82,8 @@ pub struct FetcherConfig {
     pub addresses: AddressRules,
     /// Whether a Secret must bear the label tokencache.dev/source: "true" to be read.
     pub require_source_label: bool,
+    /// The image with this very program, for the pods of jobs.
+    pub collector_image: String,
 }
 
 /// Fetches values. Clones share their connections.
@@ -90,6 +94,7 @@ struct Inner {
     client: kube::Client,
     clients: Clients,
     require_source_label: bool,
+    collector_image: String,
     clock: Clock,
 }
 
@@ -111,6 +116,8 @@ struct Attempt<'a> {
 struct Obtained {
     token: Option<SecretString>,
     members: json::Members,
+    /// The named values, where they are not all the members.
+    values: Option<json::Members>,
     /// Just before the request.
     sent: DateTime<Utc>,
     /// Who gave it, for messages.
@@ -139,8 +146,9 @@ impl Fetcher {
     }
 
     fn with_lookup(client: kube::Client, config: FetcherConfig, clock: Clock, lookup: resolver::Lookup) -> Self {
-        let FetcherConfig { addresses, require_source_label } = config;
-        Self(Arc::new(Inner { client, clients: Clients::new(addresses, lookup), require_source_label, clock }))
+        let FetcherConfig { addresses, require_source_label, collector_image } = config;
+        let clients = Clients::new(addresses, lookup);
+        Self(Arc::new(Inner { client, clients, require_source_label, collector_image, clock }))
     }
 
     /// One attempt, within `spec.fetch.timeout`.
@@ -148,21 +156,38 @@ impl Fetcher {
     /// # Errors
     /// Why there is no value.
     pub async fn fetch(&self, cache: &TokenCache) -> Result<Fetched, Failure> {
+        let ends = TaskTracker::new();
+        let fetched = self.fetch_leaving(cache, &ends).await;
+        ends.close();
+        ends.wait().await;
+        fetched
+    }
+
+    /// The same, for who may drop it before it is done: what must be seen to even then, such as the end of a Job, goes
+    /// on in `ends`, and is limited in time.
+    ///
+    /// # Errors
+    /// Why there is no value.
+    pub async fn fetch_leaving(&self, cache: &TokenCache, ends: &TaskTracker) -> Result<Fetched, Failure> {
         let limit = cache.spec.fetch.timeout();
         let phase = Phase::default();
-        tokio::time::timeout(limit, Box::pin(self.attempt(cache, phase.clone()))).await.unwrap_or_else(|_| {
+        tokio::time::timeout(limit, Box::pin(self.attempt(cache, phase.clone(), ends))).await.unwrap_or_else(|_| {
             let message = format!("not done within {limit:?} (spec.fetch.timeout) while {}", phase.get());
             Err(Failure::new(Reason::Timeout, message))
         })
     }
 
-    async fn attempt(&self, cache: &TokenCache, phase: Phase) -> Result<Fetched, Failure> {
-        let Inner { client, clients, require_source_label, clock } = &*self.0;
+    async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
+        let Inner { client, clients, require_source_label, collector_image, clock } = &*self.0;
         let namespace = cache.metadata.namespace.clone().unwrap_or_default();
         let sources = Sources::new(client.clone(), namespace, *require_source_label, phase.clone());
         let mut attempt = Attempt { sources, clients, clock, phase };
-        let Obtained { token, members, sent, from } = match cache.spec.fetch.source() {
+        let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
+            Some(Source::Job(job)) => {
+                let place = job::Place { client, ends, image: collector_image, cache };
+                job::fetch(&mut attempt, &place, job).await?
+            }
             None => return Err(Failure::new(Reason::InvalidSpec, "spec.fetch: exactly one source must be set")),
         };
         let stated = expiry::Stated {
@@ -173,7 +198,8 @@ impl Fetcher {
         let Refresh { min_remaining, .. } = cache.spec.refresh;
         let expires_at = expiry::decide(&stated, &cache.spec.expiry, min_remaining, sent, clock.now())
             .map_err(|failure| Failure { message: format!("{from}: {}", failure.message), ..failure })?;
-        let values = members.into_iter().filter_map(|(name, member)| Some((name, member.into_value()?))).collect();
+        let values = values.unwrap_or(members);
+        let values = values.into_iter().filter_map(|(name, member)| Some((name, member.into_value()?))).collect();
         Ok(Fetched { token, values, expires_at })
     }
 }
@@ -184,6 +210,7 @@ impl Fetcher {
 pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
     let (url, proxy) = match spec.fetch.source()? {
         Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
+        Source::Job(_) => return None,
     };
     Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
 }
@@ -198,7 +225,7 @@ pub enum ReferenceKind {
 }
 
 impl ReferenceKind {
-    fn plural(self) -> &'static str {
+    pub(crate) fn plural(self) -> &'static str {
         match self {
             Self::Secret => "secrets",
             Self::ConfigMap => "configmaps",
@@ -249,6 +276,7 @@ impl Reference {
 pub fn references(spec: &TokenCacheSpec) -> Vec<Reference> {
     let found: BTreeSet<Reference> = match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => oauth2::references(oauth2).collect(),
+        Some(Source::Job(job)) => job::references(job).collect(),
         None => BTreeSet::new(),
     };
     found.into_iter().collect()

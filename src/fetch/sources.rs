@@ -45,6 +45,11 @@ impl Sources {
         Self { client, namespace, require_label, phase, read: BTreeMap::new() }
     }
 
+    /// Whether only what its owner opened may be used.
+    pub(super) fn requires_label(&self) -> bool {
+        self.require_label
+    }
+
     /// Text of a Secret's key, exactly as it is stored, and never empty.
     pub(super) async fn text(&mut self, key: &SecretKeyRef) -> Result<SecretString, Failure> {
         self.open(ReferenceKind::Secret, &key.name).await?.text(&key.key)

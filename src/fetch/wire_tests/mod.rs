@@ -145,7 +145,11 @@ impl World {
 
     fn fetcher(&self) -> Fetcher {
         let allow = self.allow.iter().map(|net| net.parse().unwrap()).collect();
-        let config = FetcherConfig { addresses: AddressRules::new(allow, vec![]), require_source_label: true };
+        let config = FetcherConfig {
+            addresses: AddressRules::new(allow, vec![]),
+            require_source_label: true,
+            collector_image: String::new(),
+        };
         Fetcher::with_lookup(self.objects.client(), config, Clock::system(), self.lookup.clone())
     }
 

@@ -1,0 +1,260 @@
+//! What a run's Job, its pod and their events mean: pure. Nothing here compares a time of the cluster's with ours.
+
+use std::time::Duration;
+
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod},
+};
+
+use super::{
+    manifest::COLLECTOR,
+    result::{SEALED, read_failed},
+    words::{brief, last_line},
+};
+use crate::{fetch::Failure, reason::Reason};
+
+/// What has been seen of a run so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// Its Job; `None` before it came through the watch.
+    pub(super) job: Option<Job>,
+    /// It was there, and is no more.
+    pub(super) job_gone: bool,
+    /// Its pod.
+    pub(super) pod: Option<Pod>,
+    /// It was there, and is no more.
+    pub(super) pod_gone: bool,
+    /// Events on both.
+    pub(super) events: Vec<Event>,
+}
+
+/// What it means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It goes on; what it is doing.
+    Going(String),
+    /// It may come to nothing: a failure, if nothing better is seen for so long.
+    Stuck(Failure, Duration),
+    /// The collector's sealed text.
+    Sealed(String),
+    /// The pod ended by itself without a result.
+    Ended(Failure),
+    /// It has failed, and something of it may still be there, or start.
+    Failed(Failure),
+}
+
+/// How long a pod may be unschedulable, or its volumes unmountable, before that counts as a failure. Kubernetes tries
+/// again by itself, and a scheduler often succeeds at the second try.
+const STUCK: Duration = Duration::from_secs(10);
+/// How long a pod may be missing after its Job failed.
+const LAG: Duration = Duration::from_secs(3);
+
+fn job_failed(message: impl Into<String>) -> Failure {
+    Failure::new(Reason::JobFailed, message)
+}
+
+/// Judges.
+pub(super) fn judge(seen: &Seen) -> Verdict {
+    match &seen.pod {
+        Some(pod) => judge_pod(pod, seen),
+        None => judge_job(seen),
+    }
+}
+
+fn judge_job(seen: &Seen) -> Verdict {
+    if let Some(failure) = deadline(seen) {
+        return Verdict::Failed(failure);
+    }
+    if seen.job_gone {
+        return Verdict::Failed(job_failed("the Job was deleted by another hand before it had a pod"));
+    }
+    // Quotas and admission are told by events only, in the API server's words.
+    if let Some(message) = event(seen, &["FailedCreate"]) {
+        return Verdict::Failed(job_failed(format!("the pod could not be created: {message}")));
+    }
+    match failed_condition(seen) {
+        Some((reason, message)) => Verdict::Stuck(job_failed(format!("the Job failed: {reason}: {message}")), LAG),
+        None => Verdict::Going("waiting for Kubernetes' Job controller to create the pod".into()),
+    }
+}
+
+fn judge_pod(pod: &Pod, seen: &Seen) -> Verdict {
+    let status = pod.status.clone().unwrap_or_default();
+    let inits = status.init_container_statuses.unwrap_or_default();
+    let mains = status.container_statuses.unwrap_or_default();
+    if let Some(ended) = mains.iter().find(|status| status.name == COLLECTOR).and_then(terminated) {
+        return collected(ended);
+    }
+    if let Some(failure) = deadline(seen) {
+        return Verdict::Failed(failure);
+    }
+    let reason = status.reason.as_deref().unwrap_or_default();
+    let message = brief(status.message.as_deref().unwrap_or_default());
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
+    match reason {
+        "" => {}
+        "DeadlineExceeded" => return Verdict::Failed(too_late()),
+        "Evicted" => return Verdict::Ended(job_failed(format!("the pod was evicted from node {node}: {message}"))),
+        "NodeLost" => return Verdict::Failed(job_failed(format!("node {node} was lost: {message}"))),
+        reason if status.phase.as_deref() == Some("Failed") => {
+            return Verdict::Ended(job_failed(format!("node {node} ended the pod: {reason}: {message}")));
+        }
+        _ => {}
+    }
+    let conditions = status.conditions.unwrap_or_default();
+    let condition = |type_: &str, state: &str| {
+        conditions.iter().find(|condition| condition.type_ == type_ && condition.status == state)
+    };
+    if let Some(disrupted) = condition("DisruptionTarget", "True") {
+        let why = disrupted.reason.as_deref().unwrap_or_default();
+        let message = brief(disrupted.message.as_deref().unwrap_or_default());
+        return Verdict::Failed(job_failed(format!("the pod was disrupted on node {node}: {why}: {message}")));
+    }
+    if let Some(message) = event(seen, &["NodeNotReady"]) {
+        return Verdict::Failed(job_failed(format!("node {node} was lost: {message}")));
+    }
+    if seen.pod_gone || pod.metadata.deletion_timestamp.is_some() {
+        let lost = event(seen, &["TaintManagerEviction"])
+            .map(|message| format!("node {node} was lost, or is being emptied: {message}"));
+        return Verdict::Failed(job_failed(
+            lost.unwrap_or_else(|| format!("the pod was deleted while it ran on node {node}")),
+        ));
+    }
+    for status in inits.iter().filter(|status| !is_sidecar(pod, &status.name)) {
+        if let Some(ended) = terminated(status).filter(|ended| ended.exit_code != 0) {
+            return Verdict::Ended(job_failed(container_ended(pod, &status.name, ended)));
+        }
+    }
+    for status in inits.iter().chain(&mains) {
+        if let Some(problem) = waiting_in_vain(status) {
+            return Verdict::Failed(job_failed(problem));
+        }
+    }
+    if status.phase.as_deref() == Some("Failed") {
+        return Verdict::Ended(job_failed(format!("the pod failed on node {node}: {message}")));
+    }
+    if let Some(unscheduled) =
+        condition("PodScheduled", "False").filter(|it| it.reason.as_deref() == Some("Unschedulable"))
+    {
+        let message = brief(unscheduled.message.as_deref().unwrap_or_default());
+        return Verdict::Stuck(job_failed(format!("no node takes the pod (Unschedulable): {message}")), STUCK);
+    }
+    let running = inits
+        .iter()
+        .chain(&mains)
+        .find(|status| is(status, |state| state.running.is_some()) && !is_sidecar(pod, &status.name));
+    if let Some(running) = running {
+        return Verdict::Going(format!("container {} was running on node {node}", running.name));
+    }
+    let started = inits.iter().any(|status| terminated(status).is_some());
+    let setup = ["FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedCreatePodContainer"];
+    if let Some(message) = event(seen, &setup).filter(|_| !started) {
+        return Verdict::Stuck(job_failed(format!("node {node} cannot start the pod: {message}")), STUCK);
+    }
+    Verdict::Going(match node.as_str() {
+        "" => "waiting for the pod to be scheduled".into(),
+        node => format!("waiting for node {node} to start the pod's containers"),
+    })
+}
+
+fn collected(ended: &ContainerStateTerminated) -> Verdict {
+    let message = ended.message.as_deref().unwrap_or_default();
+    if let Some(sealed) = message.strip_prefix(SEALED).filter(|_| ended.exit_code == 0) {
+        return Verdict::Sealed(sealed.to_owned());
+    }
+    Verdict::Ended(read_failed(message).unwrap_or_else(|| {
+        let reason = ended.reason.as_deref().unwrap_or_default();
+        let message = brief(message);
+        job_failed(format!("the collector of the result ended with exit code {}: {reason} {message}", ended.exit_code))
+    }))
+}
+
+fn container_ended(pod: &Pod, name: &str, ended: &ContainerStateTerminated) -> String {
+    let message = ended.message.as_deref().unwrap_or_default();
+    match ended.reason.as_deref().unwrap_or_default() {
+        "OOMKilled" => {
+            let limit =
+                memory_limit(pod, name).map(|limit| format!(", of which it may have {limit}")).unwrap_or_default();
+            format!("container {name} ran out of memory{limit} (OOMKilled)")
+        }
+        reason @ ("StartError" | "ContainerCannotRun") => {
+            format!("container {name} could not be started ({reason}): {}", brief(message))
+        }
+        _ => match (last_line(message), ended.signal) {
+            (line, _) if !line.is_empty() => {
+                format!("container {name} ended with exit code {}: {line}", ended.exit_code)
+            }
+            (_, Some(signal)) if signal != 0 => format!("container {name} was ended by signal {signal}"),
+            _ => format!("container {name} ended with exit code {} and no output", ended.exit_code),
+        },
+    }
+}
+
+fn memory_limit(pod: &Pod, name: &str) -> Option<String> {
+    let inits = pod.spec.as_ref()?.init_containers.as_ref()?;
+    let container = inits.iter().find(|container| container.name == name)?;
+    Some(container.resources.as_ref()?.limits.as_ref()?.get("memory")?.0.clone())
+}
+
+fn waiting_in_vain(status: &ContainerStatus) -> Option<String> {
+    let waiting = status.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref()?;
+    let what = match reason {
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "ErrImageNeverPull"
+        | "InvalidImageName"
+        | "ImageInspectError"
+        | "RegistryUnavailable"
+        | "SignatureValidationFailed" => {
+            format!("the image {} of container {} cannot be had", status.image, status.name)
+        }
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "CrashLoopBackOff" => {
+            format!("container {} cannot be started", status.name)
+        }
+        _ => return None,
+    };
+    let message = brief(waiting.message.as_deref().unwrap_or_default());
+    Some(if message.is_empty() { format!("{what} ({reason})") } else { format!("{what} ({reason}): {message}") })
+}
+
+/// An init container that runs beside the others, since Kubernetes 1.28.
+fn is_sidecar(pod: &Pod, name: &str) -> bool {
+    let inits = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_ref()).into_iter().flatten();
+    inits.clone().any(|container| container.name == name && container.restart_policy.as_deref() == Some("Always"))
+}
+
+fn is(status: &ContainerStatus, what: impl Fn(&ContainerState) -> bool) -> bool {
+    status.state.as_ref().is_some_and(what)
+}
+
+fn terminated(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    status.state.as_ref()?.terminated.as_ref()
+}
+
+fn failed_condition(seen: &Seen) -> Option<(&str, String)> {
+    let conditions = seen.job.as_ref()?.status.as_ref()?.conditions.as_ref()?;
+    let failed = conditions.iter().find(|condition| {
+        matches!(condition.type_.as_str(), "Failed" | "FailureTarget") && condition.status == "True"
+    })?;
+    Some((failed.reason.as_deref().unwrap_or_default(), brief(failed.message.as_deref().unwrap_or_default())))
+}
+
+fn deadline(seen: &Seen) -> Option<Failure> {
+    failed_condition(seen).filter(|(reason, _)| *reason == "DeadlineExceeded").map(|_| too_late())
+}
+
+fn too_late() -> Failure {
+    Failure::new(Reason::Timeout, "the Job was not done within spec.fetch.timeout (DeadlineExceeded)")
+}
+
+/// The newest message among events with one of these reasons.
+fn event(seen: &Seen, reasons: &[&str]) -> Option<String> {
+    let is = |event: &&Event| event.reason.as_deref().is_some_and(|reason| reasons.contains(&reason));
+    seen.events.iter().rev().find(is).map(|event| brief(event.message.as_deref().unwrap_or_default()))
+}
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;

@@ -1,0 +1,207 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+/// A pod in which `fetch` and the collector are in these states.
+fn pod(fetch: Value, collector: Value, more: Value) -> Value {
+    let mut status = json!({
+        "phase": "Pending",
+        "initContainerStatuses": [
+            status("tokencache-prepare", json!({"terminated": {"exitCode": 0}})), status("fetch", fetch),
+        ],
+        "containerStatuses": [status(COLLECTOR, collector)],
+    });
+    for (key, value) in more.as_object().unwrap() {
+        status[key] = value.clone();
+    }
+    json!({
+        "metadata": {"name": "p"},
+        "spec": {"nodeName": "n1", "containers": [], "initContainers": [
+            {"name": "tokencache-prepare"},
+            {"name": "fetch", "resources": {"limits": {"memory": "64Mi"}}},
+            {"name": "proxy", "restartPolicy": "Always"},
+        ]},
+        "status": status,
+    })
+}
+
+fn status(name: &str, state: Value) -> Value {
+    json!({"name": name, "image": "img:1", "imageID": "", "ready": false, "restartCount": 0, "state": state})
+}
+
+fn waiting(reason: &str, message: &str) -> Value {
+    json!({"waiting": {"reason": reason, "message": message}})
+}
+
+fn ended(exit_code: i32, reason: &str, message: &str) -> Value {
+    json!({"terminated": {"exitCode": exit_code, "reason": reason, "message": message}})
+}
+
+fn idle() -> Value {
+    waiting("PodInitializing", "")
+}
+
+fn judged(pod: Value, job: Value, events: Value) -> Verdict {
+    judge(&Seen {
+        job: serde_json::from_value(job).unwrap(),
+        pod: serde_json::from_value(pod).unwrap(),
+        events: serde_json::from_value(events).unwrap(),
+        ..Seen::default()
+    })
+}
+
+fn told(verdict: &Verdict) -> (&'static str, String) {
+    match verdict {
+        Verdict::Going(doing) => ("going", doing.clone()),
+        Verdict::Stuck(failure, _) => ("stuck", failure.to_string()),
+        Verdict::Sealed(text) => ("sealed", text.clone()),
+        Verdict::Ended(failure) => ("ended", failure.to_string()),
+        Verdict::Failed(failure) => ("failed", failure.to_string()),
+    }
+}
+
+fn event(reason: &str, message: &str) -> Value {
+    json!([{"metadata": {}, "involvedObject": {}, "reason": reason, "message": message}])
+}
+
+#[test]
+fn each_state_of_a_pod_has_its_own_meaning() {
+    let running = || json!({"running": {}});
+    let failed = json!({"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "too long"});
+    let none = || json!({});
+    for (pod, job, events, kind, words) in [
+        (pod(idle(), idle(), none()), json!(null), json!([]), "going", "waiting for node n1 to start"),
+        (pod(running(), idle(), none()), json!(null), json!([]), "going", "container fetch was running on node n1"),
+        (pod(ended(0, "Completed", ""), ended(0, "Completed", "sealed:abc"), none()), json!(null), json!([]), "sealed", "abc"),
+        (
+            pod(ended(0, "Completed", ""), ended(1, "Error", "failed:ResponseTooLarge:the result has 9 bytes"), none()),
+            json!(null), json!([]), "ended", "ResponseTooLarge: the result has 9 bytes",
+        ),
+        (
+            pod(ended(0, "Completed", ""), ended(0, "Completed", ""), none()),
+            json!(null), json!([]), "ended", "JobFailed: the collector of the result ended with exit code 0",
+        ),
+        (
+            pod(ended(3, "Error", "first\nlogin failed\n"), idle(), json!({"phase": "Failed"})),
+            json!(null), json!([]), "ended", "JobFailed: container fetch ended with exit code 3: login failed",
+        ),
+        (
+            pod(ended(1, "Error", ""), idle(), none()),
+            json!(null), json!([]), "ended", "container fetch ended with exit code 1 and no output",
+        ),
+        (
+            pod(ended(137, "OOMKilled", ""), idle(), none()),
+            json!(null), json!([]), "ended", "container fetch ran out of memory, of which it may have 64Mi (OOMKilled)",
+        ),
+        (
+            pod(ended(128, "StartError", "exec: \"nope\": not found"), idle(), none()),
+            json!(null), json!([]), "ended", "container fetch could not be started (StartError): exec: \"nope\": not found",
+        ),
+        (
+            pod(waiting("ErrImagePull", "not found"), idle(), none()),
+            json!(null), json!([]), "failed", "the image img:1 of container fetch cannot be had (ErrImagePull): not found",
+        ),
+        (
+            pod(waiting("ImagePullBackOff", "Back-off"), idle(), none()),
+            json!(null), json!([]), "failed", "(ImagePullBackOff): Back-off",
+        ),
+        (pod(waiting("ErrImageNeverPull", ""), idle(), none()), json!(null), json!([]), "failed", "(ErrImageNeverPull)"),
+        (pod(waiting("InvalidImageName", "x"), idle(), none()), json!(null), json!([]), "failed", "(InvalidImageName): x"),
+        (
+            pod(ended(0, "", ""), waiting("ErrImagePull", "x"), none()),
+            json!(null), json!([]), "failed", "of container tokencache-collect",
+        ),
+        (
+            pod(waiting("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"), idle(), none()),
+            json!(null), json!([]), "failed",
+            "container fetch cannot be started (CreateContainerConfigError): container has runAsNonRoot",
+        ),
+        (
+            pod(idle(), idle(), json!({"conditions": [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}]})),
+            json!(null), json!([]), "stuck", "no node takes the pod (Unschedulable): 0/1 nodes",
+        ),
+        (
+            pod(running(), idle(), json!({"phase": "Failed", "reason": "Evicted", "message": "low on resource"})),
+            json!(null), json!([]), "ended", "the pod was evicted from node n1: low on resource",
+        ),
+        (
+            pod(running(), idle(), json!({"reason": "NodeLost", "message": "unresponsive"})),
+            json!(null), json!([]), "failed", "node n1 was lost: unresponsive",
+        ),
+        (
+            pod(running(), idle(), json!({"phase": "Failed", "reason": "Shutdown", "message": "node is going down"})),
+            json!(null), json!([]), "ended", "node n1 ended the pod: Shutdown: node is going down",
+        ),
+        (
+            pod(running(), idle(), json!({"conditions": [
+                {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": "m"}]})),
+            json!(null), json!([]), "failed", "disrupted on node n1: DeletionByTaintManager: m",
+        ),
+        (
+            pod(running(), idle(), none()), json!(null), event("NodeNotReady", "Node is not ready"),
+            "failed", "node n1 was lost: Node is not ready",
+        ),
+        (
+            pod(idle(), idle(), json!({"initContainerStatuses": []})), json!(null),
+            event("FailedMount", "configmap \"x\" not found"), "stuck", "node n1 cannot start the pod: configmap \"x\"",
+        ),
+        (pod(running(), idle(), none()), json!(null), event("FailedMount", "x"), "going", "container fetch"),
+        (
+            pod(running(), idle(), none()), json!({"status": {"conditions": [failed.clone()]}}), json!([]),
+            "failed", "Timeout: ",
+        ),
+        (json!(null), json!({"status": {"conditions": [failed]}}), json!([]), "failed", "Timeout: "),
+        (json!(null), json!(null), json!([]), "going", "Job controller"),
+        (
+            json!(null), json!({}), event("FailedCreate", "Error creating: pods \"x\" is forbidden: exceeded quota: q"),
+            "failed", "the pod could not be created: Error creating: pods \"x\" is forbidden: exceeded quota: q",
+        ),
+        (
+            json!(null),
+            json!({"status": {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]}}),
+            json!([]), "stuck", "the Job failed: BackoffLimitExceeded",
+        ),
+    ] {
+        let shown = format!("{pod}");
+        let verdict = judged(pod, job, events);
+        let (is, says) = told(&verdict);
+        assert!(is == kind && says.contains(words), "{is}: {says}, not {kind}: {words}\n{shown}");
+    }
+}
+
+#[test]
+fn what_was_deleted_by_another_hand_has_failed_unless_it_had_ended_well() {
+    let deleted = |mut pod: Value| {
+        pod["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z".into();
+        told(&judged(pod, json!(null), json!([])))
+    };
+    let (kind, words) = deleted(pod(json!({"running": {}}), idle(), json!({})));
+    assert_eq!((kind, words.as_str()), ("failed", "JobFailed: the pod was deleted while it ran on node n1"));
+    let done = pod(ended(0, "", ""), ended(0, "", "sealed:abc"), json!({}));
+    assert_eq!(deleted(done), ("sealed", "abc".to_owned()));
+    // Killed for the deletion, which is the cause.
+    let (_, words) = deleted(pod(ended(137, "Error", ""), idle(), json!({})));
+    assert!(words.contains("was deleted"), "{words}");
+
+    let gone = Seen { job_gone: true, ..Seen::default() };
+    assert!(told(&judge(&gone)).1.contains("the Job was deleted by another hand"));
+    let pod = serde_json::from_value(pod(json!({"running": {}}), idle(), json!({}))).unwrap();
+    let gone = Seen { pod: Some(pod), pod_gone: true, ..Seen::default() };
+    assert_eq!(told(&judge(&gone)).0, "failed");
+}
+
+#[test]
+fn a_sidecar_that_ends_badly_is_no_failure_of_the_run() {
+    let mut pod = pod(json!({"running": {}}), idle(), json!({}));
+    let statuses = pod["status"]["initContainerStatuses"].as_array_mut().unwrap();
+    statuses.insert(0, status("proxy", ended(1, "Error", "x")));
+    assert_eq!(told(&judged(pod, json!(null), json!([]))).0, "going");
+}
+
+#[test]
+fn the_message_of_a_container_shows_no_token() {
+    let token = "x".repeat(64);
+    let verdict = judged(pod(ended(1, "Error", &format!("got {token}")), idle(), json!({})), json!(null), json!([]));
+    assert_eq!(told(&verdict).1, "JobFailed: container fetch ended with exit code 1: got ***");
+}

@@ -1,0 +1,158 @@
+use super::*;
+
+fn owner(name: &str) -> Owner {
+    Owner { namespace: "ns".into(), name: name.into(), uid: "uid-1".into() }
+}
+
+fn source(spec: Value) -> Job {
+    serde_json::from_value(json!({"template": {"metadata": {"labels": {"team": "blue"}}, "spec": spec}})).unwrap()
+}
+
+fn made(spec: Value, state_key: Option<&str>) -> Value {
+    let run = Run {
+        owner: &owner("a"),
+        job: &source(spec),
+        id: "0123456789abcdef",
+        key: "KEY",
+        deadline: Duration::from_secs(300),
+        image: "image:1",
+        state_key,
+    };
+    manifest(&run)
+}
+
+fn plain() -> Value {
+    json!({"containers": [{"name": "fetch", "image": "busybox", "command": ["sh"], "env": [{"name": "A", "value": "1"}]}]})
+}
+
+/// The pod's spec of a template, and one of its containers.
+fn pod(spec: Value) -> Value {
+    made(spec, None)["spec"]["template"]["spec"].clone()
+}
+
+fn container(pod: &Value, wanted: &str) -> Value {
+    let all = objects(pod, "initContainers").chain(objects(pod, "containers"));
+    Value::Object(all.into_iter().find(|container| name(container) == wanted).expect(wanted).clone())
+}
+
+#[test]
+fn the_users_containers_run_in_order_before_the_collector() {
+    let mut spec = plain();
+    spec["initContainers"] = json!([{"name": "before", "image": "b"}]);
+    let job = made(spec, None);
+    let pod = &job["spec"]["template"]["spec"];
+    assert_eq!(objects(pod, "initContainers").map(name).collect::<Vec<_>>(), [PREPARER, "before", "fetch"]);
+    assert_eq!(objects(pod, "containers").map(name).collect::<Vec<_>>(), [COLLECTOR]);
+    assert_eq!(job["metadata"]["name"], "tokencache-a-0123456789");
+    assert_eq!(job["metadata"]["ownerReferences"][0]["uid"], "uid-1");
+    assert_eq!((&job["spec"]["backoffLimit"], &job["spec"]["activeDeadlineSeconds"]), (&json!(0), &json!(301)));
+    let labels = &job["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(labels[LABEL_RUN], "0123456789abcdef");
+    assert_eq!((&labels[LABEL_CACHE], &labels["team"]), (&json!("a"), &json!("blue")));
+}
+
+#[test]
+fn a_template_that_says_nothing_gets_what_the_restricted_level_and_quotas_want() {
+    let pod = pod(plain());
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["restartPolicy"], "Never");
+    assert_eq!(pod["securityContext"], json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}));
+    for name in [PREPARER, "fetch", COLLECTOR] {
+        let container = container(&pod, name);
+        let context = &container["securityContext"];
+        assert_eq!(context["allowPrivilegeEscalation"], false, "{name}");
+        assert_eq!(context["capabilities"], json!({"drop": ["ALL"]}), "{name}");
+        for kind in ["requests", "limits"] {
+            assert!(container["resources"][kind]["memory"].is_string(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_a_template_says_stays() {
+    let mut spec = plain();
+    spec["serviceAccountName"] = "robot".into();
+    spec["securityContext"] = json!({"runAsNonRoot": false, "runAsUser": 0});
+    spec["terminationGracePeriodSeconds"] = 60.into();
+    spec["tolerations"] = json!([{"operator": "Exists"}]);
+    spec["containers"][0]["securityContext"] = json!({"privileged": true});
+    spec["containers"][0]["resources"] = json!({"limits": {"memory": "1Gi"}});
+    spec["containers"][0]["terminationMessagePolicy"] = "File".into();
+    spec["containers"][0]["futureField"] = json!({"a": 1});
+    let pod = pod(spec);
+    assert!(pod.get("automountServiceAccountToken").is_none());
+    assert_eq!((&pod["securityContext"]["runAsNonRoot"], &pod["terminationGracePeriodSeconds"]), (&json!(false), &json!(60)));
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+    let fetch = container(&pod, "fetch");
+    assert_eq!(fetch["securityContext"], json!({"privileged": true}));
+    assert_eq!(fetch["resources"], json!({"limits": {"memory": "1Gi"}}));
+    assert_eq!((&fetch["terminationMessagePolicy"], &fetch["futureField"]), (&json!("File"), &json!({"a": 1})));
+    let collector = container(&pod, COLLECTOR);
+    assert_eq!(collector["securityContext"]["runAsUser"], 65532, "the collector is not root where the pod is");
+}
+
+#[test]
+fn only_the_result_container_knows_the_files_and_the_users_variables_may_use_them() {
+    let mut spec = plain();
+    spec["containers"][0]["env"] = json!([{"name": "TOKENCACHE_RESULT", "value": "/x"}, {"name": "B", "value": "$(TOKENCACHE_STATE)"}]);
+    spec["initContainers"] = json!([{"name": "before", "image": "b"}]);
+    let pod = pod(spec);
+    let fetch = container(&pod, "fetch");
+    let env: Vec<&str> = objects(&fetch, "env").map(name).collect();
+    assert_eq!(env, ["TOKENCACHE_RESULT", "TOKENCACHE_STATE", "B"]);
+    assert_eq!(fetch["env"][0]["value"], RESULT);
+    assert!(container(&pod, "before").get("env").is_none());
+    assert!(container(&pod, COLLECTOR).get("env").is_none());
+}
+
+#[test]
+fn the_state_is_mounted_by_the_name_of_the_run_that_left_it_and_stands_nowhere_in_the_job() {
+    let job = made(plain(), Some("state-77"));
+    let volumes = &job["spec"]["template"]["spec"]["volumes"];
+    let state = volumes.as_array().unwrap().iter().find(|volume| volume["name"] == STATE_VOLUME).unwrap();
+    assert_eq!(state["secret"]["secretName"], "tokencache-a-state");
+    assert_eq!(state["secret"]["items"], json!([{"key": "state-77", "path": "state.json"}]));
+    let result = volumes.as_array().unwrap().iter().find(|volume| volume["name"] == RESULT_VOLUME).unwrap();
+    assert_eq!(result["emptyDir"]["medium"], "Memory");
+}
+
+#[test]
+fn with_many_containers_the_collector_knows_that_its_message_is_cut_shorter() {
+    let limit = |containers: usize| {
+        let list: Vec<Value> = (0..containers).map(|at| json!({"name": format!("c{at}"), "image": "i"})).collect();
+        let mut job = source(json!({"containers": list}));
+        job.result_container = Some("c0".into());
+        let made = manifest(&Run {
+            owner: &owner("a"), job: &job, id: "1", key: "K", deadline: Duration::ZERO, image: "i", state_key: None,
+        });
+        let arguments = made["spec"]["template"]["spec"]["containers"][0]["args"].clone();
+        arguments.as_array().unwrap().last().unwrap().as_str().unwrap().parse::<usize>().unwrap()
+    };
+    assert_eq!((limit(1), limit(2), limit(6)), (4096, 3072, 1536));
+}
+
+#[test]
+fn names_and_labels_are_within_their_limits_whatever_the_token_caches_name() {
+    let long = format!("{}.{}", "a".repeat(39), "b".repeat(160));
+    let other = format!("{long}c");
+    for name in ["a", &long, &"x".repeat(63), &"x.".repeat(60)] {
+        let (job, label) = (job_name(name, "0123456789abcdef"), cache_label(name));
+        assert!(job.len() <= 63 && label.len() <= 63, "{job} {label}");
+        assert!(!job.contains(".-") && !label.contains(".-"), "{job} {label}");
+    }
+    assert_ne!(cache_label(&long), cache_label(&other));
+}
+
+#[test]
+fn a_complaint_names_the_field_as_the_user_wrote_it() {
+    let job = source(json!({"initContainers": [{"name": "x"}], "containers": [{"name": "y"}, {"name": "z"}]}));
+    for (complaint, expected) in [
+        ("spec.template.spec.initContainers[1].image: Required", "spec.fetch.job.template.spec.initContainers[0].image: Required"),
+        ("spec.template.spec.initContainers[2].image: Required", "spec.fetch.job.template.spec.containers[0].image: Required"),
+        ("spec.template.spec.initContainers[3].x, spec.template.spec.initContainers[2].y",
+         "spec.fetch.job.template.spec.containers[1].x, spec.fetch.job.template.spec.containers[0].y"),
+        ("exceeded quota", "exceeded quota"),
+    ] {
+        assert_eq!(in_the_users_words(complaint, &job), expected);
+    }
+}
