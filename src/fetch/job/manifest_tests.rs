@@ -81,7 +81,10 @@ fn what_a_template_says_stays() {
     spec["containers"][0]["futureField"] = json!({"a": 1});
     let pod = pod(spec);
     assert!(pod.get("automountServiceAccountToken").is_none());
-    assert_eq!((&pod["securityContext"]["runAsNonRoot"], &pod["terminationGracePeriodSeconds"]), (&json!(false), &json!(60)));
+    assert_eq!(
+        (&pod["securityContext"]["runAsNonRoot"], &pod["terminationGracePeriodSeconds"]),
+        (&json!(false), &json!(60))
+    );
     assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
     let fetch = container(&pod, "fetch");
     assert_eq!(fetch["securityContext"], json!({"privileged": true}));
@@ -94,7 +97,8 @@ fn what_a_template_says_stays() {
 #[test]
 fn only_the_result_container_knows_the_files_and_the_users_variables_may_use_them() {
     let mut spec = plain();
-    spec["containers"][0]["env"] = json!([{"name": "TOKENCACHE_RESULT", "value": "/x"}, {"name": "B", "value": "$(TOKENCACHE_STATE)"}]);
+    spec["containers"][0]["env"] =
+        json!([{"name": "TOKENCACHE_RESULT", "value": "/x"}, {"name": "B", "value": "$(TOKENCACHE_STATE)"}]);
     spec["initContainers"] = json!([{"name": "before", "image": "b"}]);
     let pod = pod(spec);
     let fetch = container(&pod, "fetch");
@@ -123,7 +127,13 @@ fn with_many_containers_the_collector_knows_that_its_message_is_cut_shorter() {
         let mut job = source(json!({"containers": list}));
         job.result_container = Some("c0".into());
         let made = manifest(&Run {
-            owner: &owner("a"), job: &job, id: "1", key: "K", deadline: Duration::ZERO, image: "i", state_key: None,
+            owner: &owner("a"),
+            job: &job,
+            id: "1",
+            key: "K",
+            deadline: Duration::ZERO,
+            image: "i",
+            state_key: None,
         });
         let arguments = made["spec"]["template"]["spec"]["containers"][0]["args"].clone();
         arguments.as_array().unwrap().last().unwrap().as_str().unwrap().parse::<usize>().unwrap()
@@ -147,10 +157,18 @@ fn names_and_labels_are_within_their_limits_whatever_the_token_caches_name() {
 fn a_complaint_names_the_field_as_the_user_wrote_it() {
     let job = source(json!({"initContainers": [{"name": "x"}], "containers": [{"name": "y"}, {"name": "z"}]}));
     for (complaint, expected) in [
-        ("spec.template.spec.initContainers[1].image: Required", "spec.fetch.job.template.spec.initContainers[0].image: Required"),
-        ("spec.template.spec.initContainers[2].image: Required", "spec.fetch.job.template.spec.containers[0].image: Required"),
-        ("spec.template.spec.initContainers[3].x, spec.template.spec.initContainers[2].y",
-         "spec.fetch.job.template.spec.containers[1].x, spec.fetch.job.template.spec.containers[0].y"),
+        (
+            "spec.template.spec.initContainers[1].image: Required",
+            "spec.fetch.job.template.spec.initContainers[0].image: Required",
+        ),
+        (
+            "spec.template.spec.initContainers[2].image: Required",
+            "spec.fetch.job.template.spec.containers[0].image: Required",
+        ),
+        (
+            "spec.template.spec.initContainers[3].x, spec.template.spec.initContainers[2].y",
+            "spec.fetch.job.template.spec.containers[1].x, spec.fetch.job.template.spec.containers[0].y",
+        ),
         ("exceeded quota", "exceeded quota"),
     ] {
         assert_eq!(in_the_users_words(complaint, &job), expected);

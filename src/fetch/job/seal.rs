@@ -158,9 +158,13 @@ mod tests {
             match seal(&result, &key.public(), limit) {
                 Ok(sealed) => {
                     prop_assert!(sealed.len() <= limit);
-                    prop_assert_eq!(key.open(&sealed).unwrap().as_slice(), result.as_slice());
+                    let opened = key.open(&sealed).unwrap();
+                    prop_assert_eq!(opened.as_slice(), result.as_slice());
                 }
-                Err(error) => prop_assert!(matches!(error, SealError::TooLarge { .. })),
+                Err(error) => {
+                    let too_large = matches!(error, SealError::TooLarge { .. });
+                    prop_assert!(too_large, "{}", error);
+                }
             }
         }
     }

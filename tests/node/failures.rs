@@ -1,0 +1,178 @@
+//! Each way in which a job can fail is told apart, in Kubernetes' words, and soon.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+use crate::{
+    node::{BUSYBOX, Stage, container, on_node, pod_spec},
+    support::{CacheView as _, manifests::merge, poll, within},
+};
+
+#[test]
+fn a_script_that_fails_is_told_by_its_last_words_and_its_job_stays_for_a_look() {
+    on_node(async {
+        let stage = Stage::new().await;
+        stage.script("a", "echo one; echo 'login failed: wrong password' >&2; exit 3", json!({})).await;
+        let (reason, message) = stage.failure("a").await;
+        assert_eq!(reason, "JobFailed");
+        assert!(
+            message.starts_with("container fetch ended with exit code 3: login failed: wrong password"),
+            "{message}"
+        );
+        let first = stage.jobs("a").await;
+        assert_eq!(first.len(), 1);
+        assert!(message.contains(&first[0].name_any()), "{message}");
+        stage.ns.request("a", "again").await;
+        let other = || async {
+            let jobs = stage.jobs("a").await;
+            (jobs.len() == 1 && jobs[0].name_any() != first[0].name_any()).then_some(())
+        };
+        within("the newest that failed stays, and no other", poll(other)).await;
+
+        stage.script("none", "exit 1", json!({"fetch": {"job": {"keepFailed": 0}}})).await;
+        stage.failure("none").await;
+        let none = || async { stage.jobs("none").await.is_empty().then_some(()) };
+        within("with keepFailed 0 no Job stays", poll(none)).await;
+    });
+}
+
+async fn told(cases: Vec<(&'static str, Value, &'static str, &'static str)>) {
+    let stage = Stage::new().await;
+    let begin = Instant::now();
+    for (name, spec, ..) in &cases {
+        stage.script(name, "exit 7", spec.clone()).await;
+    }
+    for (name, _, reason, words) in &cases {
+        let (is, message) = stage.failure(name).await;
+        println!("{name} after {:?}: {is}: {message}", begin.elapsed());
+        assert!(is == *reason && message.contains(words), "{name}: {is}: {message}");
+        assert!(begin.elapsed() < Duration::from_secs(60), "{name}: {:?}", begin.elapsed());
+    }
+}
+
+fn script(text: &str) -> Value {
+    container(json!({"command": ["sh", "-ec", text]}))
+}
+
+#[test]
+fn what_the_container_did_wrong_is_told_apart() {
+    on_node(told(vec![
+        ("silent", script("exit 4"), "JobFailed", "exit code 4 and no output"),
+        ("missing", script("true"), "InvalidResponse", "is missing"),
+        ("removed", script("rm $TOKENCACHE_RESULT"), "InvalidResponse", "is missing"),
+        ("malformed", script("echo '{\"token\": x}' > $TOKENCACHE_RESULT"), "InvalidResponse", "is not JSON"),
+        ("members", script("echo '{\"access_token\": \"x\"}' > $TOKENCACHE_RESULT"), "InvalidResponse", "neither"),
+        ("expiry", script("echo '{\"token\": \"x\"}' > $TOKENCACHE_RESULT"), "NoExpiry", "spec.expiry.ttl"),
+        (
+            "large",
+            script(
+                "echo \"{\\\"token\\\": \\\"$(head -c 6000 /dev/urandom | base64 | tr -d '\\n')\\\"}\" > $TOKENCACHE_RESULT",
+            ),
+            "ResponseTooLarge",
+            "at most 3018 of these",
+        ),
+        ("command", container(json!({"command": ["/nope"]})), "JobFailed", "could not be started"),
+    ]));
+}
+
+#[test]
+fn what_the_cluster_does_not_give_is_told_apart() {
+    on_node(told(vec![
+        ("image", container(json!({"image": "tokencache.test/nope:1"})), "JobFailed", "ErrImagePull"),
+        (
+            "never",
+            container(json!({"image": "tokencache.test/nope:1", "imagePullPolicy": "Never"})),
+            "JobFailed",
+            "ErrImageNeverPull",
+        ),
+        ("name", container(json!({"image": "NOT AN IMAGE"})), "JobFailed", "InvalidImageName"),
+        ("node", pod_spec(json!({"nodeSelector": {"no": "such"}})), "JobFailed", "Unschedulable"),
+        (
+            "config",
+            container(json!({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "nope", "key": "k"}}}]})),
+            "JobFailed",
+            "CreateContainerConfigError",
+        ),
+        ("root", pod_spec(json!({"securityContext": {"runAsUser": null}})), "JobFailed", "runAsNonRoot"),
+        ("mount", mount(), "JobFailed", "configmap \"nope\" not found"),
+        ("memory", memory(), "JobFailed", "OOMKilled"),
+        ("evicted", evicted(), "JobFailed", "evicted"),
+        ("account", pod_spec(json!({"serviceAccountName": "nope"})), "JobFailed", "serviceaccount \"nope\" not found"),
+    ]));
+}
+
+/// Mounts what does not exist.
+fn mount() -> Value {
+    let mut spec = container(json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}));
+    merge(&mut spec, pod_spec(json!({"volumes": [{"name": "v", "configMap": {"name": "nope"}}]})));
+    spec
+}
+
+/// Takes more memory than it may have.
+fn memory() -> Value {
+    container(json!({
+        "command": ["sh", "-ec", "tail /dev/zero"], "resources": {"limits": {"memory": "32Mi"}},
+    }))
+}
+
+/// Writes more to a volume than it may hold.
+fn evicted() -> Value {
+    let mut spec = container(json!({
+        "command": ["sh", "-ec", "head -c 20000000 /dev/zero > /v/x; sleep 60"],
+        "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+    }));
+    merge(&mut spec, pod_spec(json!({"volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]})));
+    spec
+}
+
+#[test]
+fn a_quota_and_a_template_that_kubernetes_refuses_are_told_in_its_words() {
+    on_node(async {
+        let stage = Stage::new().await;
+        let broken = container(json!({"volumeMounts": [{"name": "nope", "mountPath": "/x"}]}));
+        stage.script("broken", "", broken).await;
+        let (reason, message) = stage.failure("broken").await;
+        assert_eq!(reason, "InvalidSpec");
+        assert!(message.contains("spec.fetch.job.template.spec.containers[0].volumeMounts[0]"), "{message}");
+        stage.ns.await_cache("broken", "it is stalled", |cache| cache.stalled() == Some("InvalidSpec")).await;
+
+        let quota = json!({
+            "apiVersion": "v1", "kind": "ResourceQuota",
+            "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}},
+        });
+        stage.ns.create::<ResourceQuota>(quota).await;
+        let counted = |quota: Option<&ResourceQuota>| {
+            quota.is_some_and(|it| it.status.as_ref().is_some_and(|s| s.used.is_some()))
+        };
+        stage.ns.await_object("none", "the quota counts", counted).await;
+        stage.script("quota", "exit 0", json!({})).await;
+        let (reason, message) = stage.failure("quota").await;
+        assert_eq!(reason, "JobFailed");
+        assert!(message.contains("exceeded quota: none"), "{message}");
+    });
+}
+
+#[test]
+fn a_secret_is_read_only_when_its_owner_opened_it_and_then_at_once() {
+    on_node(async {
+        let stage = Stage::new().await;
+        let secret = |opened| crate::support::manifests::source_secret("s", "hunter2", opened);
+        stage.ns.create::<Secret>(secret(false)).await;
+        let spec = pod_spec(json!({
+            "containers": [{
+                "name": "fetch", "image": BUSYBOX, "volumeMounts": [{"name": "s", "mountPath": "/s"}],
+                "command": ["sh", "-ec", r#"echo "{\"token\": \"$(cat /s/clientSecret)\", \"expires_in\": 60}" > $TOKENCACHE_RESULT"#],
+            }],
+            "volumes": [{"name": "s", "secret": {"secretName": "s"}}],
+        }));
+        stage.script("a", "", spec).await;
+        stage.ns.await_cache("a", "it is stalled", |cache| cache.stalled() == Some("SourceNotAllowed")).await;
+        assert!(stage.pods("a").await.is_empty());
+        let label = json!({"metadata": {"labels": {"tokencache.dev/source": "true"}}});
+        stage.ns.patch::<Secret>("s", label).await;
+        stage.ns.await_ready("a", true, "Fetched").await;
+    });
+}

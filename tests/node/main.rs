@@ -1,0 +1,21 @@
+//! Scenarios that need a node: `hack/cluster.sh run --node -- cargo test --test node -- --test-threads=3`.
+//!
+//! Without a node (`TOKENCACHE_CLUSTER` names the local cluster that has one) each says so and does nothing.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::large_futures,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on ends"
+)]
+#![allow(dead_code, reason = "the support can do more than these scenarios ask of it")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod endings;
+mod failures;
+mod node;
+mod values;

@@ -1,0 +1,162 @@
+//! The node, the image of the collector on it, and jobs that run there.
+
+use std::{collections::BTreeMap, path::Path, process::Output};
+
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Pod, Secret},
+};
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+use tokencache::api::{TokenCache, names::LABEL_CACHE};
+use tokio::{process::Command, sync::OnceCell};
+
+use crate::support::{CacheView as _, Controller, Namespace, manifests::merge, scenario, within};
+
+/// With a shell and the usual tools.
+pub const BUSYBOX: &str = "tokencache.test/busybox:1";
+/// With the program under test.
+pub const COLLECTOR: &str = "tokencache.test/collector:1";
+/// What a controller needs to know for it.
+pub const ARGUMENTS: [&str; 2] = ["--collector-image", COLLECTOR];
+
+static IMAGE: OnceCell<()> = OnceCell::const_new();
+
+/// Runs a scenario, if there is a node.
+pub fn on_node(story: impl Future<Output = ()>) {
+    let Ok(cluster) = std::env::var("TOKENCACHE_CLUSTER") else {
+        eprintln!("skipped, since there is no node: hack/cluster.sh run --node -- cargo test --test node");
+        return;
+    };
+    scenario(async move {
+        IMAGE.get_or_init(|| load_collector(cluster)).await;
+        story.await;
+    });
+}
+
+async fn load_collector(cluster: String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (binary, image) = (folder.path().join("tokencache"), folder.path().join("image.tar"));
+    // Without its debugging information, which is most of it.
+    let strip = Command::new("strip").arg("-o").arg(&binary).arg(env!("CARGO_BIN_EXE_tokencache")).output();
+    if !strip.await.is_ok_and(|output| output.status.success()) {
+        std::fs::copy(env!("CARGO_BIN_EXE_tokencache"), &binary).expect("a copy");
+    }
+    let hack = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("hack").join(name);
+    let made = Command::new(hack("image.sh")).arg(COLLECTOR).arg(&image).arg("--bin").arg(&binary).output().await;
+    assert_success("hack/image.sh", made);
+    let load = Command::new(hack("cluster.sh")).args(["load-image", "--name", &cluster]).arg(&image).output().await;
+    assert_success("hack/cluster.sh load-image", load);
+}
+
+fn assert_success(what: &str, output: std::io::Result<Output>) {
+    let output = output.expect(what);
+    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A namespace with a controller.
+pub struct Stage {
+    pub controller: Controller,
+    pub ns: Namespace,
+}
+
+impl Stage {
+    pub async fn new() -> Self {
+        let ns = Namespace::new().await;
+        let controller = Controller::start(&ns, &ARGUMENTS).await;
+        Self { controller, ns }
+    }
+
+    /// Creates a TokenCache whose job runs a script; `spec` is merged over its spec.
+    pub async fn script(&self, name: &str, script: &str, spec: Value) -> TokenCache {
+        self.ns.create(cache(name, script, spec)).await
+    }
+
+    /// Waits until a run has failed, and gives its reason and message.
+    pub async fn failure(&self, name: &str) -> (String, String) {
+        let failed = |cache: &TokenCache| cache.seen().last_failure.is_some();
+        let cache = self.ns.await_cache(name, "a run has failed", failed).await;
+        let failure = cache.seen().last_failure.expect("a failure");
+        (failure.reason, failure.message)
+    }
+
+    /// Asks for a new value, and waits until the Secret holds another than before.
+    pub async fn refreshed(&self, name: &str, asked: &str) -> Secret {
+        let before: Secret = self.ns.get(name).await;
+        self.ns.request(name, asked).await;
+        self.ns.await_secret(name, "a new value", |secret| secret.data != before.data).await
+    }
+
+    /// Waits until a pod of a TokenCache is as it should be.
+    pub async fn pod(&self, name: &str, what: &str, condition: impl Fn(&Pod) -> bool) -> Pod {
+        let ask = || async { self.pods(name).await.into_iter().find(|pod| condition(pod)) };
+        within(what, crate::support::poll(ask)).await
+    }
+
+    /// The pods of a TokenCache.
+    pub async fn pods(&self, name: &str) -> Vec<Pod> {
+        let pods = self.ns.list::<Pod>().await;
+        pods.into_iter().filter(|pod| pod.labels().get(LABEL_CACHE).is_some_and(|of| of == name)).collect()
+    }
+
+    /// The Jobs of a TokenCache.
+    pub async fn jobs(&self, name: &str) -> Vec<Job> {
+        let jobs = self.ns.list::<Job>().await;
+        jobs.into_iter().filter(|job| job.labels().get(LABEL_CACHE).is_some_and(|of| of == name)).collect()
+    }
+}
+
+/// A TokenCache whose job runs a script in busybox.
+pub fn cache(name: &str, script: &str, spec: Value) -> Value {
+    let mut cache = json!({
+        "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache",
+        "metadata": {"name": name},
+        "spec": {
+            "fetch": {"job": {"template": {"spec": {
+                "securityContext": {"runAsUser": 1000},
+                "containers": [{"name": "fetch", "image": BUSYBOX, "command": ["sh", "-ec", script]}],
+            }}}},
+            // One failure is looked at, not a row of them.
+            "retry": {"initialInterval": "5m"},
+        },
+    });
+    merge(&mut cache["spec"], spec);
+    cache
+}
+
+/// A change of the template's pod spec, as a change of the spec.
+pub fn pod_spec(change: Value) -> Value {
+    json!({"fetch": {"job": {"template": {"spec": change}}}})
+}
+
+/// A change of the only container, as a change of the spec.
+pub fn container(change: Value) -> Value {
+    let mut container = json!({"name": "fetch", "image": BUSYBOX, "command": ["sh", "-ec", "exit 7"]});
+    merge(&mut container, change);
+    pod_spec(json!({"containers": [container]}))
+}
+
+/// Whether the container `fetch` of a pod is running.
+pub fn is_fetching(pod: &Pod) -> bool {
+    let statuses = pod.status.as_ref().and_then(|status| status.init_container_statuses.as_ref());
+    let running = |state: &k8s_openapi::api::core::v1::ContainerState| state.running.is_some();
+    statuses.into_iter().flatten().any(|it| it.name == "fetch" && it.state.as_ref().is_some_and(running))
+}
+
+/// Whether a pod may still do something.
+pub fn is_live(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    !matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Counts pods that may do something at once, from what a watch tells, over the whole of a scenario.
+#[derive(Default)]
+pub struct AtOnce(BTreeMap<String, bool>);
+
+impl AtOnce {
+    /// How many there are after this change; `None` for a pod that is gone.
+    pub fn after(&mut self, uid: String, pod: Option<&Pod>) -> usize {
+        self.0.insert(uid, pod.is_some_and(is_live));
+        self.0.values().filter(|live| **live).count()
+    }
+}
