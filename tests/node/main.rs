@@ -10,7 +10,7 @@
     clippy::print_stderr,
     reason = "a test that cannot go on ends"
 )]
-#![allow(dead_code, reason = "the support can do more than these scenarios ask of it")]
+#![allow(dead_code, unused_imports, reason = "the support can do more than these scenarios ask of it")]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -185,3 +185,15 @@ fn a_container_that_is_fetching_is_seen_as_such() {
         assert!(message.contains("container fetch was running on node"), "{message}");
     });
 }
+
+#[test]
+fn the_example_works_as_it_stands_but_for_where_its_image_comes_from() {
+    on_node(async {
+        let stage = Stage::new().await;
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/job.yaml");
+        let text = std::fs::read_to_string(file).expect("the example").replace("busybox:1.36", BUSYBOX);
+        stage.ns.create::<tokencache::api::TokenCache>(serde_saphyr::from_str(&text).expect("YAML")).await;
+        stage.ns.await_ready("job-example", true, "Fetched").await;
+        assert_eq!(stage.refreshed("job-example", "again").await.value("run"), "2");
+    });
+}

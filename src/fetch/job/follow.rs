@@ -24,20 +24,26 @@ const EVENTS_AFTER: Duration = Duration::from_secs(1);
 
 /// What a watch brings.
 enum News {
-    Job(Event<Job>),
-    Pod(Event<Pod>),
-    Event(Event<KubeEvent>),
+    Job(Box<Event<Job>>),
+    Pod(Box<Event<Pod>>),
+    Event(Box<Event<KubeEvent>>),
 }
 
 /// Follows a run until it is known how it ended; never [`Verdict::Going`] or [`Verdict::Stuck`].
 pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &str, phase: &Phase) -> Verdict {
     let of_run = || watcher::Config::default().labels(&format!("{LABEL_RUN}={run}"));
     let mut news = SelectAll::new();
-    news.push(watched(Api::<Job>::namespaced(client.clone(), namespace), of_run()).map(News::Job).boxed());
-    news.push(watched(Api::<Pod>::namespaced(client.clone(), namespace), of_run()).map(News::Pod).boxed());
+    news.push(
+        watched(Api::<Job>::namespaced(client.clone(), namespace), of_run()).map(|it| News::Job(it.into())).boxed(),
+    );
+    news.push(
+        watched(Api::<Pod>::namespaced(client.clone(), namespace), of_run()).map(|it| News::Pod(it.into())).boxed(),
+    );
     let events_of = |uid: String| {
         let config = watcher::Config::default().fields(&format!("involvedObject.uid={uid}"));
-        watched(Api::<KubeEvent>::namespaced(client.clone(), namespace), config).map(News::Event).boxed()
+        watched(Api::<KubeEvent>::namespaced(client.clone(), namespace), config)
+            .map(|it| News::Event(it.into()))
+            .boxed()
     };
 
     let mut seen = Seen::default();
@@ -91,25 +97,32 @@ struct Listed {
 
 fn take(seen: &mut Seen, listed: &mut Listed, news: News) {
     match news {
-        News::Job(Event::Init) => listed.job = false,
-        News::Pod(Event::Init) => listed.pod = false,
-        News::Job(Event::InitDone) => seen.job_gone |= seen.job.is_some() && !listed.job,
-        News::Pod(Event::InitDone) => seen.pod_gone |= seen.pod.is_some() && !listed.pod,
-        News::Job(Event::Apply(job) | Event::InitApply(job)) => {
-            listed.job = true;
-            seen.job = Some(job);
+        News::Job(event) => match *event {
+            Event::Init => listed.job = false,
+            Event::InitDone => seen.job_gone |= seen.job.is_some() && !listed.job,
+            Event::Apply(job) | Event::InitApply(job) => {
+                listed.job = true;
+                seen.job = Some(job);
+            }
+            Event::Delete(_) => seen.job_gone = true,
+        },
+        News::Pod(event) => match *event {
+            Event::Init => listed.pod = false,
+            Event::InitDone => seen.pod_gone |= seen.pod.is_some() && !listed.pod,
+            Event::Apply(pod) | Event::InitApply(pod) => {
+                listed.pod = true;
+                seen.pod = Some(pod);
+            }
+            Event::Delete(pod) => {
+                // What it said last is judged first: it may have ended well.
+                seen.pod_gone = true;
+                seen.pod = Some(pod);
+            }
+        },
+        News::Event(event) => {
+            if let Event::Apply(event) | Event::InitApply(event) = *event {
+                seen.events.push(event);
+            }
         }
-        News::Job(Event::Delete(_)) => seen.job_gone = true,
-        News::Pod(Event::Apply(pod) | Event::InitApply(pod)) => {
-            listed.pod = true;
-            seen.pod = Some(pod);
-        }
-        News::Pod(Event::Delete(pod)) => {
-            // What it said last is judged first: it may have ended well.
-            seen.pod_gone = true;
-            seen.pod = Some(pod);
-        }
-        News::Event(Event::Apply(event) | Event::InitApply(event)) => seen.events.push(event),
-        News::Event(_) => {}
     }
 }

@@ -187,7 +187,7 @@ async fn create(client: Client, namespace: String, manifest: Value) -> ending::C
         format!("{}?fieldManager={FIELD_MANAGER}&fieldValidation=Strict", KubeJob::url_path(&(), Some(&namespace)));
     let request = http::Request::post(url).header(http::header::CONTENT_TYPE, "application/json");
     let body = serde_json::to_vec(&manifest).map_err(kube::Error::SerdeError)?;
-    let request = request.body(body).map_err(|error| kube::Error::HttpError(error))?;
+    let request = request.body(body).map_err(kube::Error::HttpError)?;
     limited(client.request(request)).await
 }
 

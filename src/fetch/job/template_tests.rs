@@ -86,3 +86,22 @@ fn the_service_account_counts_where_the_pod_gets_its_token() {
         assert_eq!(service_account(&with(change.clone())), expected, "{change}");
     }
 }
+
+/// The TokenCaches of the documentation, and the example.
+fn published() -> Vec<crate::api::TokenCache> {
+    let page = include_str!("../../../docs/sources/job.md");
+    let blocks = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let manifests =
+        blocks.filter(|block| block.starts_with("apiVersion")).chain([include_str!("../../../examples/job.yaml")]);
+    manifests.map(|manifest| serde_saphyr::from_str(manifest).expect(manifest)).collect()
+}
+
+#[test]
+fn what_is_published_is_valid() {
+    let published = published();
+    assert_eq!(published.len(), 4);
+    for cache in published {
+        assert_eq!(crate::api::validate(&cache), Ok(()), "{:?}", cache.metadata.name);
+        assert_eq!(crate::fetch::check(&cache.spec), Ok(()), "{:?}", cache.metadata.name);
+    }
+}
