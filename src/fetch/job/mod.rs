@@ -103,7 +103,10 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Jo
         Verdict::Ended(failure) => {
             if job.keep_failed() > 0 {
                 ending.keep();
-                leftovers::prune(client, &owner, job.keep_failed(), &name).await?;
+                // The failure itself is what counts; the next run prunes as well.
+                if let Err(error) = leftovers::prune(client, &owner, job.keep_failed(), &name).await {
+                    tracing::debug!(namespace = owner.namespace, job = name, %error, "older Jobs were not deleted");
+                }
                 return Err(with_look(failure, &owner, &name));
             }
             return Err(failure);
