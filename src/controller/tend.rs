@@ -353,11 +353,15 @@ impl Context {
         });
         let api = Api::<Guarded>::namespaced(self.runner.client.clone(), &key.0);
         match limited(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch))).await {
+            Ok(_) => {
+                self.runner.events.publish(object, Reason::InvalidSpec, &complaint).await;
+                Ok(None)
+            }
             Err(error) if !matches!(error.code(), Some(404 | 409)) => {
                 self.runner.notes.with(key, |note| note.undecodable = None);
                 Err(error)
             }
-            _ => Ok(None),
+            Err(_) => Ok(None),
         }
     }
 }
