@@ -283,3 +283,6 @@ pub fn backoff(
 
 /// A server's `Retry-After` is obeyed to at most this.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests;

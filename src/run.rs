@@ -203,7 +203,8 @@ impl Runner {
         fetched: &Fetched,
         lifetime: Lifetime,
     ) -> Result<Written, Failure> {
-        let data = render(&cache.spec.target, fetched, &owner.name, &owner.namespace)?;
+        // An expression of the user's may compute for a while.
+        let data = tokio::task::block_in_place(|| render(&cache.spec.target, fetched, &owner.name, &owner.namespace))?;
         let data = data.into_iter().map(|(key, value)| (key, value.into())).collect();
         put(&self.client, cache, owner, found, data, lifetime).await.map_err(|error| {
             let name = cache.secret_name();

@@ -258,3 +258,6 @@ fn data_hash(secret: &SealedSecret) -> String {
 fn hex(digest: &[u8]) -> String {
     digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -217,3 +217,6 @@ pub fn condition<'a>(status: Option<&'a TokenCacheStatus>, type_: &str) -> Optio
     let condition = status?.conditions.iter().find(|condition| condition.type_ == type_)?;
     Some((&condition.status, &condition.reason))
 }
+
+#[cfg(test)]
+mod tests;

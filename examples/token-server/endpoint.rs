@@ -101,7 +101,8 @@ async fn token(state: &Arc<State>, cache: &str, head: &Parts, body: Body) -> Ans
 
 /// Basic or Post (RFC 6749 §2.3.1), and never both.
 fn is_authorised(state: &State, headers: &HeaderMap, form: &mut Form) -> bool {
-    let decode = |text: &str| form_urlencoded::parse(format!("v={text}").as_bytes()).next().map(|(_, v)| v.into_owned());
+    let decode =
+        |text: &str| form_urlencoded::parse(format!("v={text}").as_bytes()).next().map(|(_, v)| v.into_owned());
     let basic = headers.get(header::AUTHORIZATION).and_then(|value| {
         let credential = STANDARD.decode(value.to_str().ok()?.strip_prefix("Basic ")?).ok()?;
         let (id, secret) = std::str::from_utf8(&credential).ok()?.split_once(':')?;
@@ -126,7 +127,8 @@ async fn respond(
 ) -> Answer {
     match behaviour {
         Behaviour::Default | Behaviour::Issue(_) | Behaviour::Echo(_) if !authorised => {
-            let mut refused = oauth_error(StatusCode::UNAUTHORIZED, "invalid_client", "unknown client or wrong secret")?;
+            let mut refused =
+                oauth_error(StatusCode::UNAUTHORIZED, "invalid_client", "unknown client or wrong secret")?;
             refused.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic"));
             Ok(refused)
         }

@@ -174,7 +174,8 @@ impl TokenServer {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let handle = Handle::new();
-        let certificates = options.tls.then(|| tls::certificates(address.ip())).transpose().map_err(io::Error::other)?;
+        let certificates =
+            options.tls.then(|| tls::certificates(address.ip())).transpose().map_err(io::Error::other)?;
         let state = Arc::new(State {
             options,
             signing_key: rand::random(),

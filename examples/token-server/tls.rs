@@ -10,9 +10,7 @@ use rustls::{
 };
 
 /// The server's settings, and the authority's certificate in PEM.
-pub fn certificates(
-    address: IpAddr,
-) -> Result<(Arc<ServerConfig>, String), Box<dyn std::error::Error + Send + Sync>> {
+pub fn certificates(address: IpAddr) -> Result<(Arc<ServerConfig>, String), Box<dyn std::error::Error + Send + Sync>> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -46,11 +46,13 @@ const GRACE: Duration = Duration::from_secs(5);
 const CRD_POLL: Duration = Duration::from_secs(2);
 
 /// Runs until `stop.begin`, and then until the runs that go on have ended.
-pub async fn run(runner: Runner, settings: Settings, readiness: &Readiness, stop: Stop) {
+pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, stop: Stop) {
     tokio::select! {
         () = wait_for_crd(&runner.client, &settings, readiness) => {}
         () = stop.begin.cancelled() => return,
     }
+    settings.namespaces.sort();
+    settings.namespaces.dedup();
     let limits = Limits::new(settings.concurrency);
     let scopes: Vec<Option<String>> = if settings.namespaces.is_empty() {
         vec![None]

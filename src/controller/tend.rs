@@ -18,7 +18,7 @@ use kube::{
 };
 use serde_json::json;
 use tokio::time::{Instant, sleep};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Stop,
@@ -67,6 +67,8 @@ pub(super) struct Context {
     pub(super) stop: Stop,
     pub(super) caches: Store<Guarded>,
     pub(super) secrets: Store<SecretMeta>,
+    /// Told when the Secrets have been listed once.
+    pub(super) secrets_synced: CancellationToken,
 }
 
 /// No wait is longer, so that a clock that was set is noticed.
@@ -110,7 +112,8 @@ impl Context {
             Err(undecodable) => return Ok(self.report_undecodable(key, object, &undecodable.error).await?),
         };
         // Before the first list of the Secrets has come, every Secret would seem absent.
-        if self.secrets.wait_until_ready().await.is_err() || finalize(&self.runner.client, cache).await? {
+        self.secrets_synced.cancelled().await;
+        if finalize(&self.runner.client, cache).await? {
             return Ok(None);
         }
         let mut note = checked(&self.runner.notes, key, cache);
@@ -350,11 +353,15 @@ impl Context {
         });
         let api = Api::<Guarded>::namespaced(self.runner.client.clone(), &key.0);
         match limited(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch))).await {
+            Ok(_) => {
+                self.runner.events.publish(object, Reason::InvalidSpec, &complaint).await;
+                Ok(None)
+            }
             Err(error) if !matches!(error.code(), Some(404 | 409)) => {
                 self.runner.notes.with(key, |note| note.undecodable = None);
                 Err(error)
             }
-            _ => Ok(None),
+            Err(_) => Ok(None),
         }
     }
 }

@@ -14,6 +14,7 @@ use kube::{
     },
 };
 use tokio::{sync::oneshot, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Stop,
@@ -58,18 +59,24 @@ impl Start {
 
     /// Watches and tends until the stop; tells when all has been listed once.
     pub(super) async fn run(self, ready: oneshot::Sender<()>) {
-        let index = References::default();
+        // What each refers to, and which Secret each writes.
+        let (index, targets) = (References::default(), References::default());
         let notes = self.runner.notes.clone();
+
+        // Not by `Store::wait_until_ready`: of several that wait so, kube wakes only one.
+        let (caches_synced, secrets_synced) = (CancellationToken::new(), CancellationToken::new());
 
         let (caches, caches_writer) = reflector::store::<Guarded>();
         let watched_caches = {
-            let (index, notes, peers) = (index.clone(), notes.clone(), self.peers.clone());
+            let (index, targets) = (index.clone(), targets.clone());
+            let (notes, peers) = (notes.clone(), self.peers.clone());
             kube::runtime::watcher(self.api::<Guarded>(), watcher::Config::default())
                 .default_backoff()
                 .modify(slim)
-                .inspect_ok(move |event| cache_event(event, &index, &notes, &peers))
+                .inspect_ok(move |event| cache_event(event, &index, &targets, &notes, &peers))
                 .inspect_err(|error| log_watch("TokenCaches", error))
                 .reflect(caches_writer)
+                .inspect_ok(tell_synced(&caches_synced))
                 .applied_objects()
         };
 
@@ -83,6 +90,7 @@ impl Start {
                 .inspect_ok(move |event| secret_event(event, &notes))
                 .inspect_err(|error| log_watch("Secrets", error))
                 .reflect(secrets_writer)
+                .inspect_ok(tell_synced(&secrets_synced))
                 .touched_objects()
         };
 
@@ -116,16 +124,17 @@ impl Start {
             limits: self.limits.clone(),
             peers: self.peers.clone(),
             stop: self.stop.clone(),
-            caches: caches.clone(),
-            secrets: secrets.clone(),
+            caches,
+            secrets,
+            secrets_synced: secrets_synced.clone(),
         });
         tokio::spawn(async move {
-            if caches.wait_until_ready().await.is_ok() && secrets.wait_until_ready().await.is_ok() {
-                let _ = ready.send(());
-            }
+            caches_synced.cancelled().await;
+            secrets_synced.cancelled().await;
+            let _ = ready.send(());
         });
         Controller::for_stream(watched_caches, context.caches.clone())
-            .owns_stream(watched_secrets)
+            .watches_stream(watched_secrets, move |secret| concerned(&secret, &targets))
             .reconcile_on(unblocked)
             .graceful_shutdown_on(self.stop.begin.clone().cancelled_owned())
             .run(reconcile, |_, error, _| match *error {}, context)
@@ -136,6 +145,16 @@ impl Start {
                 }
             })
             .await;
+    }
+}
+
+/// Tells when the first list has come, for the event after which the store holds it.
+fn tell_synced<K>(synced: &CancellationToken) -> impl FnMut(&Event<K>) + use<K> {
+    let synced = synced.clone();
+    move |event| {
+        if matches!(event, Event::InitDone) {
+            synced.cancel();
+        }
     }
 }
 
@@ -155,12 +174,13 @@ pub(super) fn key(object: &impl Resource) -> Key {
 
 /// Keeps the index and the notes in step with the TokenCaches, ends runs that are not wanted any more, and learns who
 /// else is at work.
-fn cache_event(event: &Event<Guarded>, index: &References, notes: &Notes, peers: &Peers) {
+fn cache_event(event: &Event<Guarded>, index: &References, targets: &References, notes: &Notes, peers: &Peers) {
     match event {
         Event::Apply(object) | Event::InitApply(object) => {
             let key = key(object);
             let Ok(cache) = &object.0 else { return };
             index.set(&key, references(&cache.spec));
+            targets.set(&key, vec![secret_named(cache.secret_name())]);
             if cache.spec.suspend || cache.metadata.deletion_timestamp.is_some() {
                 notes.cancel(&key);
             }
@@ -174,10 +194,31 @@ fn cache_event(event: &Event<Guarded>, index: &References, notes: &Notes, peers:
         Event::Delete(object) => {
             let key = key(object);
             index.set(&key, Vec::new());
+            targets.set(&key, Vec::new());
             notes.forget(&key);
         }
         Event::Init | Event::InitDone => {}
     }
+}
+
+fn secret_named(name: &str) -> Reference {
+    Reference { kind: ReferenceKind::Secret, name: name.to_owned() }
+}
+
+/// The TokenCaches that a Secret concerns: its owner, and those that would write it if it were not somebody else's.
+fn concerned(secret: &SecretMeta, targets: &References) -> Vec<ObjectRef<Guarded>> {
+    let namespace = secret.namespace().unwrap_or_default();
+    let mut names = targets.to(&namespace, &secret_named(&secret.name_any()));
+    names.extend(owner_of(secret));
+    names.sort_unstable();
+    names.dedup();
+    names.iter().map(|name| ObjectRef::new(name).within(&namespace)).collect()
+}
+
+/// The name of the TokenCache that owns a Secret.
+fn owner_of(secret: &SecretMeta) -> Option<String> {
+    let owner = secret.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    (owner.kind == "TokenCache").then(|| owner.name.clone())
 }
 
 fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
@@ -186,9 +227,8 @@ fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
         Event::Delete(object) => (object, None),
         Event::Init | Event::InitDone => return,
     };
-    let owner = object.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-    if let Some(owner) = owner.filter(|owner| owner.kind == "TokenCache") {
-        let key = (object.metadata.namespace.clone().unwrap_or_default(), owner.name.clone());
+    if let Some(owner) = owner_of(object) {
+        let key = (object.metadata.namespace.clone().unwrap_or_default(), owner);
         notes.with(&key, |note| note.watched(version));
     }
 }

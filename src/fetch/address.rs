@@ -8,8 +8,9 @@ use ipnet::IpNet;
 /// `--allow-cidr` and `--deny-cidr` over what is refused by default.
 ///
 /// Of all networks given that contain an address, the one with the longest prefix decides; at equal length, deny does.
-/// With none, what [`REFUSED`] lists is refused, and everything else, private ranges included, is permitted. An IPv6
-/// address that stands for an IPv4 address must be permitted in both forms.
+/// With none, loopback, link-local, unspecified and multicast addresses and the clouds' metadata services are refused,
+/// and everything else, private ranges included, is permitted. An IPv6 address that stands for an IPv4 address must be
+/// permitted in both forms.
 #[derive(Clone, Debug, Default)]
 pub struct AddressRules {
     allow: Vec<IpNet>,
@@ -241,9 +242,20 @@ mod tests {
         }
 
         #[test]
-        fn the_flag_that_a_refusal_names_allows_the_address(bits: u128, four: u32, v4: bool) {
-            let ip = if v4 { IpAddr::V4(four.into()) } else { IpAddr::V6(bits.into()) };
-            prop_assert!(rules(&[&format!("{}", IpNet::from(ip))], &[]).judge(ip).is_ok());
+        fn the_flag_that_a_refusal_names_allows_the_address(high: u16, low: u32, net in 0_usize..7) {
+            let ip = match net {
+                0 => IpAddr::V4(low.into()),
+                1 => IpAddr::V4(Ipv4Addr::from(0xa9fe_0000 | (low & 0xffff))),
+                2 => IpAddr::V6(Ipv4Addr::from(low).to_ipv6_mapped()),
+                3 => IpAddr::V6(Ipv6Addr::new(0xfe80 | (high & 0x3f), 0, 0, 0, 0, 0, 0, 1)),
+                4 => IpAddr::V6(Ipv6Addr::new(0x2002, high, 0, 0, 0, 0, 0, 1)),
+                5 => IpAddr::V6(Ipv6Addr::new(0xff02, high, 0, 0, 0, 0, 0, 1)),
+                _ => IpAddr::V6(Ipv6Addr::from(u128::from(low & 0xf))),
+            };
+            if let Err(why) = AddressRules::default().permits(ip) {
+                let flag = why.split_once("--allow-cidr ").and_then(|(_, rest)| rest.split_once(" would")).unwrap().0;
+                prop_assert_eq!(rules(&[flag], &[]).permits(ip), Ok(()));
+            }
         }
     }
 }

@@ -34,17 +34,17 @@ fn check_tls(field: &str, url: &str, tls: Option<&Tls>) -> Result<(), Invalid> {
 }
 
 fn check_target(target: &Target) -> Result<(), Invalid> {
-    for (key, text) in target.data() {
+    for key in target.data.keys() {
         let field = format!("spec.target.data[{key}]");
-        if !is_data_key(&key) {
+        if !is_data_key(key) {
             return Err(Invalid::new(
                 field,
                 "the key must be at most 253 letters, digits, '-', '_' and '.', and not begin with '..'",
             ));
         }
-        expression::compile(&field, &text)?;
     }
     let data = target.data();
+    expression::check(&data)?;
     if let Some(key) = required_keys(target.secret_type()).iter().find(|key| !data.contains_key(**key)) {
         let message = format!("must have the key {key}, which a Secret of type {} needs", target.secret_type());
         return Err(Invalid::new("spec.target.data", message));

@@ -1,8 +1,6 @@
 //! CEL over a fetched value: what `target.data` says the Secret holds.
 //!
-//! An author of a TokenCache could otherwise stop the controller with one expression, so there is a limit on everything
-//! that could grow: the text, the functions (a list; none repeats its work by its input), no macros that loop, and how
-//! often values are read. And no message quotes what an expression met: that is the credential itself.
+//! No message quotes what an expression met: that is the credential itself.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,22 +9,25 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
 };
 
 use kube::core::cel::{
     KubeCelExt as _,
     cel::{
-        Context, ExecutionError, Program, ResolveResult, Value,
-        common::ast::{EntryExpr, Expr, IdedExpr},
+        Context, ExecutionError, Program, Value,
         context::VariableResolver,
-        extractors::{Arguments, This},
         objects::{Key, Map},
     },
 };
 use secrecy::ExposeSecret as _;
 use zeroize::Zeroize as _;
 
-use super::{Failure, Fetched, SecretBytes, redact::Redactor};
+use super::{
+    Failure, Fetched, SecretBytes,
+    cel_limits::{self, FUNCTIONS, MAX_OUTPUT, look_through},
+    redact::Redactor,
+};
 use crate::{
     api::{ExpiresAt, Invalid, Target},
     reason::Reason,
@@ -35,63 +36,45 @@ use crate::{
 /// Longest text of an expression.
 const MAX_TEXT: usize = 4096;
 
-/// What one expression gives, and all of a Secret's data (the API server's limit).
-const MAX_OUTPUT: usize = 1 << 20;
+/// Most opening brackets in an expression: the parser's time grows with the square of their number.
+const MAX_BRACKETS: usize = 200;
+
+/// Enough for the deepest nesting that the length of the text allows. Untouched pages of it cost nothing.
+const STACK: usize = 256 << 20;
 
 /// How many bytes of values one expression reads, all uses together.
 const MAX_READ: usize = 16 << 20;
 
-/// What an expression may name.
-const VARIABLES: &[&str] = &["token", "values", "expiresAt", "metadata"];
+/// Runs what compiles and evaluates expressions. Both recurse as deep as an expression is nested, and a worker's stack
+/// would overflow, which ends the process; and a panic of theirs must be no more than this expression's failure.
+fn isolated<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("expression".to_owned()).stack_size(STACK);
+        thread.spawn_scoped(scope, work).ok()?.join().ok()
+    })
+}
 
-/// What an expression may call.
-const FUNCTIONS: &[&str] = &[
-    "base64.decode",
-    "base64.encode",
-    "bytes",
-    "charAt",
-    "contains",
-    "double",
-    "duration",
-    "endsWith",
-    "find",
-    "getDate",
-    "getDayOfMonth",
-    "getDayOfWeek",
-    "getDayOfYear",
-    "getFullYear",
-    "getHours",
-    "getMilliseconds",
-    "getMinutes",
-    "getMonth",
-    "getSeconds",
-    "indexOf",
-    "int",
-    "join",
-    "lastIndexOf",
-    "lowerAscii",
-    "matches",
-    "replace",
-    "size",
-    "split",
-    "startsWith",
-    "string",
-    "strings.quote",
-    "substring",
-    "timestamp",
-    "trim",
-    "uint",
-    "upperAscii",
-];
-
-/// Compiles an expression of the spec.
+/// Whether `target.data` has only expressions that compile and use only what there is.
 ///
 /// # Errors
-/// At the field, what the expression may not have.
-pub(super) fn compile(field: &str, text: &str) -> Result<Program, Invalid> {
+/// The first that does not, at its field.
+pub(super) fn check(data: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    isolated(|| data.iter().try_for_each(|(key, text)| compile(&field(key), text).map(drop)))
+        .unwrap_or_else(|| Err(Invalid::new("spec.target.data", "an expression cannot be compiled")))
+}
+
+fn field(key: &str) -> String {
+    format!("spec.target.data[{key}]")
+}
+
+/// To be run [`isolated`].
+fn compile(field: &str, text: &str) -> Result<Program, Invalid> {
     let invalid = |message: String| Invalid::new(field, message);
     if text.len() > MAX_TEXT {
         return Err(invalid(format!("is longer than {MAX_TEXT} bytes")));
+    }
+    if text.matches(['(', '[', '{']).count() > MAX_BRACKETS {
+        return Err(invalid(format!("has more than {MAX_BRACKETS} opening brackets")));
     }
     let program = Program::compile(text).map_err(|errors| {
         let first = errors.errors.first();
@@ -101,45 +84,6 @@ pub(super) fn compile(field: &str, text: &str) -> Result<Program, Invalid> {
     })?;
     look_through(program.expression()).map_err(invalid)?;
     Ok(program)
-}
-
-/// What in an expression is not available here.
-fn look_through(expression: &IdedExpr) -> Result<(), String> {
-    match &expression.expr {
-        Expr::Literal(_) => Ok(()),
-        Expr::Ident(name) if VARIABLES.contains(&name.as_str()) => Ok(()),
-        Expr::Ident(name) => Err(format!("names {name}; there are {}", VARIABLES.join(", "))),
-        Expr::Select(select) => look_through(&select.operand),
-        Expr::List(list) => list.elements.iter().try_for_each(look_through),
-        Expr::Map(map) => map.entries.iter().try_for_each(|entry| match &entry.expr {
-            EntryExpr::MapEntry(entry) => look_through(&entry.key).and_then(|()| look_through(&entry.value)),
-            EntryExpr::StructField(_) => Err("builds a message, which is not available".to_owned()),
-        }),
-        Expr::Call(call) => {
-            let qualified = match call.target.as_deref().map(|target| &target.expr) {
-                Some(Expr::Ident(prefix)) => Some(format!("{prefix}.{}", call.func_name)),
-                _ => None,
-            }
-            .filter(|name| FUNCTIONS.contains(&name.as_str()));
-            if qualified.is_none() {
-                if is_identifier(&call.func_name) && !FUNCTIONS.contains(&call.func_name.as_str()) {
-                    return Err(format!("calls {}; there are {}", call.func_name, FUNCTIONS.join(", ")));
-                }
-                call.target.as_deref().map_or(Ok(()), look_through)?;
-            }
-            call.args.iter().try_for_each(look_through)
-        }
-        Expr::Comprehension(_) => {
-            Err("uses a macro that loops (all, exists, filter, map), which is not available".into())
-        }
-        // Evaluating these would panic.
-        Expr::Struct(_) | Expr::Unspecified => Err("builds a message, which is not available".to_owned()),
-    }
-}
-
-/// Operators have names that no text can spell, like `_+_`.
-fn is_identifier(name: &str) -> bool {
-    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// `target.data` over a fetched value.
@@ -153,34 +97,41 @@ pub fn render(
     name: &str,
     namespace: &str,
 ) -> Result<BTreeMap<String, SecretBytes>, Failure> {
-    let mut left = MAX_OUTPUT;
     let mut data = BTreeMap::new();
-    for (key, text) in target.data() {
-        let field = format!("spec.target.data[{key}]");
-        let value = match &fetched.token {
-            // As by default. What passes through CEL is not wiped.
-            Some(token) if text == "token" => SecretBytes::from(token.expose_secret().as_bytes().to_vec()),
-            _ => evaluate(&field, &text, fetched, name, namespace)?,
-        };
-        left = left.checked_sub(value.expose_secret().len()).ok_or_else(|| {
-            Failure::new(
-                Reason::ResponseTooLarge,
-                format!("spec.target.data gives more than {MAX_OUTPUT} bytes, which a Secret cannot hold"),
-            )
-        })?;
-        data.insert(key, value);
+    let mut expressions = target.data();
+    if let Some(token) = &fetched.token {
+        // As by default. What passes through CEL is not wiped.
+        expressions.retain(|key, text| {
+            let other = text != "token";
+            if !other {
+                data.insert(key.clone(), SecretBytes::from(token.expose_secret().as_bytes().to_vec()));
+            }
+            other
+        });
+    }
+    if !expressions.is_empty() {
+        let evaluated = isolated(|| {
+            let each = expressions.into_iter();
+            each.map(|(key, text)| evaluate(&key, &text, fetched, name, namespace).map(|value| (key, value)))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let broken = || Failure::new(Reason::InvalidResponse, "spec.target.data: an expression cannot be evaluated");
+        data.extend(evaluated.ok_or_else(broken)??);
+    }
+    if data.values().map(|value| value.expose_secret().len()).sum::<usize>() > MAX_OUTPUT {
+        let message = format!("spec.target.data gives more than {MAX_OUTPUT} bytes, which a Secret cannot hold");
+        return Err(Failure::new(Reason::ResponseTooLarge, message));
     }
     Ok(data)
 }
 
-fn evaluate(field: &str, text: &str, fetched: &Fetched, name: &str, namespace: &str) -> Result<SecretBytes, Failure> {
-    let program = compile(field, text).map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
+fn evaluate(key: &str, text: &str, fetched: &Fetched, name: &str, namespace: &str) -> Result<SecretBytes, Failure> {
+    let field = field(key);
+    let program = compile(&field, text).map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
     let failed = |what: String| Failure::new(Reason::InvalidResponse, format!("{field}: {what}"));
     let scope = Scope::new(fetched, name, namespace);
     let mut context = Context::default().with_all();
-    context.add_function("join", join);
-    context.add_function("replace", replace);
-    context.add_function("split", split);
+    cel_limits::bound(&mut context);
     context.set_variable_resolver(&scope);
     let value = program.execute(&context).map_err(|error| failed(scope.words(&error, text, fetched)))?;
     drop(context);
@@ -288,50 +239,6 @@ impl Drop for Scope {
     }
 }
 
-// kube's own `join`, `replace` and `split` have no limit: a few of them in a row would fill any memory.
-
-fn bounded(function: &str, size: usize) -> Result<(), ExecutionError> {
-    if size <= MAX_OUTPUT { Ok(()) } else { Err(ExecutionError::function_error(function, "too large")) }
-}
-
-fn string<'a>(function: &str, value: Option<&'a Value>) -> Result<&'a str, ExecutionError> {
-    match value {
-        Some(Value::String(text)) => Ok(text),
-        _ => Err(ExecutionError::function_error(function, "not a string")),
-    }
-}
-
-fn count(function: &str, value: Option<&Value>) -> Result<usize, ExecutionError> {
-    match value {
-        None => Ok(usize::MAX),
-        // As in cel-go, a negative number is no limit.
-        Some(Value::Int(number)) => Ok(usize::try_from(*number).unwrap_or(usize::MAX)),
-        Some(_) => Err(ExecutionError::function_error(function, "not an int")),
-    }
-}
-
-fn join(This(list): This<Arc<Vec<Value>>>, Arguments(arguments): Arguments) -> ResolveResult {
-    let separator = arguments.first().map_or(Ok(""), |value| string("join", Some(value)))?;
-    let parts = list.iter().map(|part| string("join", Some(part))).collect::<Result<Vec<_>, _>>()?;
-    let size = parts.iter().map(|part| part.len().saturating_add(separator.len())).fold(0, usize::saturating_add);
-    bounded("join", size)?;
-    Ok(Value::String(Arc::new(parts.join(separator))))
-}
-
-fn replace(This(text): This<Arc<String>>, Arguments(arguments): Arguments) -> ResolveResult {
-    let from = string("replace", arguments.first())?;
-    let to = string("replace", arguments.get(1))?;
-    let limit = count("replace", arguments.get(2))?;
-    let found = text.matches(from).take(limit).count();
-    bounded("replace", text.len().saturating_add(found.saturating_mul(to.len())))?;
-    Ok(Value::String(Arc::new(text.replacen(from, to, found))))
-}
-
-fn split(This(text): This<Arc<String>>, Arguments(arguments): Arguments) -> ResolveResult {
-    let separator = string("split", arguments.first())?;
-    let limit = count("split", arguments.get(1))?;
-    // Each part is an object of its own.
-    bounded("split", text.matches(separator).take(limit).count().saturating_mul(64))?;
-    let parts = text.splitn(limit, separator).map(|part| Value::String(Arc::new(part.to_owned()))).collect();
-    Ok(Value::List(Arc::new(parts)))
-}
+#[cfg(test)]
+#[path = "expression_tests.rs"]
+mod tests;

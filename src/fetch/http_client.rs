@@ -93,11 +93,20 @@ impl Clients {
     fn client(&self, url: &Url, settings: &Settings) -> Result<Client, Failure> {
         let key = settings.fingerprint(url);
         // A panic elsewhere leaves the list whole: it is changed in single steps.
-        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
-        let client = match built.iter().position(|(other, _)| *other == key).and_then(|index| built.remove(index)) {
+        let lock = || self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let take = |built: &mut VecDeque<([u8; 32], Client)>| {
+            let index = built.iter().position(|(other, _)| *other == key)?;
+            built.remove(index)
+        };
+        let found = take(&mut lock());
+        let client = match found {
             Some((_, client)) => client,
+            // Outside the lock: it reads the system's certificates.
             None => self.build(url, settings)?,
         };
+        let mut built = lock();
+        // Another fetch may have been as quick.
+        take(&mut built);
         if built.len() >= MAX_CLIENTS {
             built.pop_front();
         }
@@ -110,7 +119,7 @@ impl Clients {
             let host = literal(url).map(|ip| ip.to_string()).or_else(|| url.host_str().map(str::to_owned))?;
             Some(Alias { name: name.clone(), host })
         });
-        let mut builder = Client::builder()
+        let builder = Client::builder()
             // The environment's proxies are meant for the controller, and would evade the address rules.
             .no_proxy()
             .redirect(redirect::Policy::none())
@@ -118,14 +127,10 @@ impl Clients {
             .user_agent(concat!("tokencache/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(2)
-            // A connection that died silently must not swallow each attempt until its timeout.
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .http2_keep_alive_timeout(Duration::from_secs(5));
-        if alias.is_some() {
-            // HTTP/2 would send the URL's host as :authority.
-            builder = builder.http1_only();
-        }
+            .pool_max_idle_per_host(4)
+            // HTTP/2 would send `tls.serverName` as :authority, loses the type of TLS errors, and keeps a connection
+            // that died silently for the next attempts, too. One request now and then gains nothing by it.
+            .http1_only();
         let resolver = CheckedResolver { rules: self.rules.clone(), lookup: self.lookup.clone(), alias };
         let builder = settings.apply(url, builder.dns_resolver(resolver))?;
         builder.build().map_err(|error| settings.not_applicable(transport::find(&error)))
@@ -334,6 +339,21 @@ mod tests {
             ("https://[", None),
         ] {
             assert_eq!(redirect_host(&headers(header::LOCATION, location), &url).as_deref(), host, "{location}");
+        }
+    }
+
+    #[test]
+    fn clients_are_kept_by_their_settings_and_only_so_many() {
+        let clients = Clients::new(AddressRules::default(), crate::fetch::resolver::system_lookup());
+        let url: Url = "http://id.example.com".parse().unwrap();
+        let kept = || clients.built.lock().unwrap().len();
+        for number in 0..MAX_CLIENTS + 10 {
+            let mut settings = Settings::default();
+            settings.server_name = Some(format!("n{number}"));
+            for _ in 0..2 {
+                clients.client(&url, &settings).map_err(|failure| failure.to_string()).unwrap();
+                assert_eq!(kept(), MAX_CLIENTS.min(number + 1));
+            }
         }
     }
 

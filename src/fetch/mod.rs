@@ -3,6 +3,7 @@
 //! A new source is a file with `fetch`, `endpoint` and `references`, and an arm in each `match` on [`Source`] here.
 
 mod address;
+mod cel_limits;
 mod check;
 mod expiry;
 mod expression;
@@ -32,7 +33,7 @@ pub use self::{address::AddressRules, check::check, expression::render};
 use self::{http_client::Clients, sources::Sources};
 use crate::{
     api::{
-        ExpiresAt, Source, TokenCache, TokenCacheSpec,
+        ExpiresAt, Refresh, Source, TokenCache, TokenCacheSpec,
         oauth2::{CaKind, Proxy, Tls},
     },
     reason::Reason,
@@ -112,6 +113,8 @@ struct Obtained {
     members: json::Members,
     /// Just before the request.
     sent: DateTime<Utc>,
+    /// Who gave it, for messages.
+    from: String,
 }
 
 /// What an attempt is doing, for the message when its time is up.
@@ -158,7 +161,7 @@ impl Fetcher {
         let namespace = cache.metadata.namespace.clone().unwrap_or_default();
         let sources = Sources::new(client.clone(), namespace, *require_source_label, phase.clone());
         let mut attempt = Attempt { sources, clients, clock, phase };
-        let Obtained { token, members, sent } = match cache.spec.fetch.source() {
+        let Obtained { token, members, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
             None => return Err(Failure::new(Reason::InvalidSpec, "spec.fetch: exactly one source must be set")),
         };
@@ -167,8 +170,9 @@ impl Fetcher {
             expires_at: members.get("expires_at"),
             token: token.as_ref().map(|token| token.expose_secret()),
         };
-        let expires_at =
-            expiry::decide(&stated, &cache.spec.expiry, cache.spec.refresh.min_remaining, sent, clock.now())?;
+        let Refresh { min_remaining, .. } = cache.spec.refresh;
+        let expires_at = expiry::decide(&stated, &cache.spec.expiry, min_remaining, sent, clock.now())
+            .map_err(|failure| Failure { message: format!("{from}: {}", failure.message), ..failure })?;
         let values = members.into_iter().filter_map(|(name, member)| Some((name, member.into_value()?))).collect();
         Ok(Fetched { token, values, expires_at })
     }

@@ -37,7 +37,7 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, oauth2: &OAuth2) -> Result<
     let sent = attempt.clock.now();
     let answer = connection.send(request, &attempt.phase, || attempt.clock.now()).await?;
     let members = interpret(&answer, &credentials)?;
-    Ok(Obtained { token: token(&members).cloned(), members, sent })
+    Ok(Obtained { token: token(&members).cloned(), members, sent, from: answer.peer.to_string() })
 }
 
 /// Where its requests go, and by which proxy.

@@ -11,13 +11,15 @@ const SHOWN: usize = 200;
 pub(super) struct Redactor(Vec<Zeroizing<String>>);
 
 impl Redactor {
-    /// Hides this from now on: as it is, trimmed, form-urlencoded, and in base64.
+    /// Hides this from now on: as it is, form-urlencoded and in base64, each also without the spaces around it.
     pub(super) fn hide(&mut self, secret: &str) {
-        let encoded = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect::<String>();
-        for form in [secret.trim(), &encoded, &BASE64_STANDARD.encode(secret)] {
-            let form = Zeroizing::new(printable(form));
-            if !form.is_empty() && !self.0.contains(&form) {
-                self.0.push(form);
+        for secret in [secret, secret.trim()] {
+            let encoded = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect::<String>();
+            for form in [secret, &encoded, &encoded.replace('+', "%20"), &BASE64_STANDARD.encode(secret)] {
+                let form = Zeroizing::new(printable(form));
+                if !form.is_empty() && !self.0.contains(&form) {
+                    self.0.push(form);
+                }
             }
         }
         // A form that holds another one must be replaced first, else its rest stays.

@@ -183,7 +183,8 @@ pub(super) fn decode_bundle(bundle: &str) -> Result<Vec<CertificateDer<'static>>
     certificates(&pem)
 }
 
-/// All certificates of a text in PEM, at least one, each of a kind that can be trusted.
+/// The certificates of a text in PEM that can be trusted, at least one. Others are passed over, as everywhere: one odd
+/// authority in a system's bundle must not make the bundle useless.
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let found = found.map_err(|_| "is not PEM")?;
@@ -191,10 +192,8 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str
         return Err("holds no certificate in PEM (-----BEGIN CERTIFICATE-----)");
     }
     let mut store = RootCertStore::empty();
-    for certificate in &found {
-        store.add(certificate.clone()).map_err(|_| "holds a certificate that is not valid X.509 v3")?;
-    }
-    Ok(found)
+    let usable: Vec<_> = found.into_iter().filter(|certificate| store.add(certificate.clone()).is_ok()).collect();
+    if usable.is_empty() { Err("holds no certificate that is valid X.509") } else { Ok(usable) }
 }
 
 #[cfg(test)]
@@ -222,7 +221,8 @@ mod tests {
             (String::new(), Err("no certificate")),
             (BASE64_STANDARD.encode("hello"), Err("no certificate")),
             (BASE64_STANDARD.encode(key), Err("no certificate")),
-            (BASE64_STANDARD.encode(garbage), Err("not valid")),
+            (BASE64_STANDARD.encode(garbage), Err("no certificate that is valid")),
+            (BASE64_STANDARD.encode(self_signed() + garbage), Ok(1)),
         ] {
             match (decode_bundle(&bundle), expected) {
                 (Ok(found), Ok(number)) => assert_eq!(found.len(), number),

@@ -81,14 +81,15 @@ fn tls_words(error: &rustls::Error) -> String {
             AlertDescription::CertificateRequired => {
                 "the server wants a client certificate: set tls.clientCertRef".to_owned()
             }
-            AlertDescription::UnknownCA => {
-                "the server does not know the authority of the client certificate of tls.clientCertRef".to_owned()
-            }
-            AlertDescription::BadCertificate
+            AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateUnknown => {
-                format!("the server refused the client certificate of tls.clientCertRef ({alert:?})")
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::DecryptError => {
+                format!(
+                    "the server refused the client certificate, or that there is none: see tls.clientCertRef ({alert:?})"
+                )
             }
             AlertDescription::UnrecognisedName => {
                 "the server knows no site of that name (see tls.serverName)".to_owned()

@@ -11,13 +11,12 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Identity, LockError, Locks, Owner, Seen};
+use super::{Active, Identity, LockError, Locks, Owner, Seen};
 
 /// A Lease that is held. Dropped without [`Hold::release`], it is no longer renewed.
 #[derive(Debug)]
 pub struct Hold {
-    locks: Locks,
-    owner: Owner,
+    active: Active,
     me: Identity,
     state: Arc<Mutex<State>>,
     lost: CancellationToken,
@@ -44,19 +43,25 @@ fn deadline(renewed: Instant, duration: Duration) -> Instant {
 
 impl Hold {
     /// Starts to renew a Lease that the request sent at `sent` took.
-    pub(super) fn start(locks: Locks, owner: Owner, me: Identity, seen: Seen, sent: Instant) -> Self {
+    pub(super) fn start(active: Active, me: Identity, seen: Seen, sent: Instant) -> Self {
         let state = Arc::new(Mutex::new(State { seen, renewed: sent }));
         let (lost, stop) = (CancellationToken::new(), CancellationToken::new());
-        let renewal =
-            tokio::spawn(renew(locks.clone(), owner.clone(), me.clone(), state.clone(), lost.clone(), stop.clone()));
-        Self { locks, owner, me, state, lost, stop: stop.drop_guard(), renewal }
+        let renewal = tokio::spawn(renew(
+            active.locks.clone(),
+            active.owner.clone(),
+            me.clone(),
+            state.clone(),
+            lost.clone(),
+            stop.clone(),
+        ));
+        Self { active, me, state, lost, stop: stop.drop_guard(), renewal }
     }
 
     /// Whether the Lease may be somebody else's by now. Also true right after the process was frozen for too long,
     /// before any timer could say so.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.lost.is_cancelled() || Instant::now() >= deadline(state(&self.state).renewed, self.locks.0.duration)
+        self.lost.is_cancelled() || Instant::now() >= deadline(state(&self.state).renewed, self.active.locks.0.duration)
     }
 
     /// Completes when the hold is lost.
@@ -66,7 +71,8 @@ impl Hold {
 
     /// Lets go of the Lease. A failure is logged only: who comes next waits for one duration.
     pub async fn release(self) {
-        let Self { locks, owner, me, state: held, lost, stop, renewal } = self;
+        let Self { active, me, state: held, lost, stop, renewal } = self;
+        let Active { locks, owner } = &active;
         drop(stop);
         // A renewal that is under way is awaited, since it decides the resourceVersion.
         let _ = renewal.await;
@@ -75,12 +81,12 @@ impl Hold {
         }
         let mut seen = state(&held).seen;
         for last in [false, true] {
-            match locks.empty(&owner, &seen).await {
+            match locks.empty(owner, &seen).await {
                 Ok(()) => return,
                 Err(error) if last => {
                     tracing::warn!(namespace = owner.namespace, name = owner.name, %error, "the Lease was not released");
                 }
-                Err(_) => match mine(&locks, &owner, &me).await {
+                Err(_) => match mine(locks, owner, &me).await {
                     Ok(Some(found)) => seen = found,
                     Ok(None) => return,
                     Err(_) => {}

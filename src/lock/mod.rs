@@ -6,7 +6,7 @@ mod hold;
 mod judge;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -107,6 +107,7 @@ struct Inner {
     attempts: AtomicU64,
     duration: Duration,
     sightings: Mutex<HashMap<Owner, Sighting>>,
+    active: Mutex<HashSet<Owner>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -125,6 +126,26 @@ struct Sighting {
     since: Instant,
 }
 
+/// The one attempt of this process at a Lease: what `judge` relies on when it finds the Lease held by an earlier one.
+#[derive(Debug)]
+struct Active {
+    locks: Locks,
+    owner: Owner,
+}
+
+impl Active {
+    fn begin(locks: &Locks, owner: &Owner) -> Option<Self> {
+        let begun = locks.0.active.lock().unwrap_or_else(PoisonError::into_inner).insert(owner.clone());
+        begun.then(|| Self { locks: locks.clone(), owner: owner.clone() })
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.locks.0.active.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.owner);
+    }
+}
+
 /// Attempts at one acquisition before it is left to a later one; each is lost to somebody who was faster.
 const TRIES: usize = 4;
 
@@ -133,8 +154,8 @@ impl Locks {
     #[must_use]
     pub fn new(client: Client, clock: Clock, replica: String, duration: Duration) -> Self {
         let nonce = format!("{:08x}", rand::random::<u32>());
-        let (attempts, sightings) = (AtomicU64::new(0), Mutex::default());
-        Self(Arc::new(Inner { client, clock, replica, nonce, attempts, duration, sightings }))
+        let (attempts, sightings, active) = (AtomicU64::new(0), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { client, clock, replica, nonce, attempts, duration, sightings, active }))
     }
 
     /// Who this is, in `status.lastRunBy`.
@@ -164,6 +185,9 @@ impl Locks {
     /// When the Lease belongs to somebody else, or the API server fails.
     pub async fn acquire(&self, owner: &Owner, exists: bool) -> Result<Acquired, LockError> {
         let me = Identity::new(&self.0.replica, &self.0.nonce, self.0.attempts.fetch_add(1, Ordering::Relaxed));
+        let Some(active) = Active::begin(self, owner) else {
+            return Ok(Acquired::Busy { retry_in: self.0.duration / 10, holder: me.to_string() });
+        };
         let remembered = self.sightings().get(owner).cloned();
         // A Lease that was free when last seen is tried as it was; one that was held must be looked at.
         let mut sighting = match remembered {
@@ -195,7 +219,7 @@ impl Locks {
             };
             let sent = Instant::now();
             match write.await {
-                Ok(seen) => return Ok(Acquired::Hold(Hold::start(self.clone(), owner.clone(), me, seen, sent))),
+                Ok(seen) => return Ok(Acquired::Hold(Hold::start(active, me, seen, sent))),
                 Err(error) if error.is_final() => return Err(error),
                 // Somebody was faster, or nobody knows whether the write happened: it may be mine.
                 Err(_) => sighting = self.look(owner).await?,

@@ -69,7 +69,8 @@ fn kubectl_get_shows_at_a_glance_how_it_stands() {
         let cache = scene.ready_cache("a", json!({})).await;
         let path = format!("/apis/tokencache.dev/v1alpha1/namespaces/{}/tokencaches", scene.ns.name);
         let request = http::Request::get(path).header("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
-        let table: Value = scene.ns.client().request(request.body(Vec::new()).expect("a request")).await.expect("a table");
+        let table: Value =
+            scene.ns.client().request(request.body(Vec::new()).expect("a request")).await.expect("a table");
 
         let columns = table["columnDefinitions"].as_array().expect("columns");
         let named = |wide: bool| {

@@ -6,6 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::large_futures,
+    clippy::print_stdout,
     reason = "a test that cannot go on ends"
 )]
 #![allow(dead_code, reason = "the token server can do more than the scenarios ask of it")]
@@ -13,9 +14,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cost;
 mod drift;
+mod expiry;
 mod failures;
 mod fresh;
 mod lifecycle;
+mod lock;
+mod refusals;
 mod requests;
+mod secrecy;
+mod shutdown;
 mod tls;

@@ -166,7 +166,8 @@ fn a_deleted_secret_comes_back_by_itself_where_the_policy_is_eager() {
         scene.ready_cache("a", json!({})).await;
         let first = scene.secret("a").await;
         scene.ns.delete::<Secret>("a").await;
-        let second = scene.ns.await_secret("a", "a new Secret", |secret| secret.metadata.uid != first.metadata.uid).await;
+        let second =
+            scene.ns.await_secret("a", "a new Secret", |secret| secret.metadata.uid != first.metadata.uid).await;
         assert_ne!(second.token(), first.token());
         scene.ns.await_event("a", "Cleared").await;
         scene.ns.await_cache("a", "two runs", has_run(2)).await;

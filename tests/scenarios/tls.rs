@@ -41,7 +41,8 @@ fn an_authority_is_taken_from_a_config_map_without_a_label_and_from_a_secret_wit
         let ca = |kind: &str| json!({"tls": {"caRef": {"kind": kind, "name": "ca", "key": "ca"}}});
         scene.ready_cache("from-map", oauth2(ca("ConfigMap"))).await;
 
-        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ca"}, "stringData": {"ca": ca_pem}});
+        let secret =
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ca"}, "stringData": {"ca": ca_pem}});
         scene.ns.create::<Secret>(secret).await;
         scene.cache("from-secret", oauth2(ca("Secret"))).await;
         scene.ns.await_ready("from-secret", false, "SourceNotAllowed").await;

@@ -17,7 +17,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Cluster, Metrics, Namespace, poll, within};
+use super::{Cluster, DEADLINE, Metrics, Namespace, poll, within};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tokencache");
 const LOOPBACK: [&str; 4] = ["--allow-cidr", "127.0.0.0/8", "--allow-cidr", "::1/128"];
@@ -130,7 +130,11 @@ impl Controller {
 
     /// Waits until it says that it is ready.
     pub async fn ready(&self) {
-        poll("the controller is ready", || async { (self.ask("/readyz").await?.0 == 200).then_some(()) }).await;
+        let ready = poll(|| async { (self.ask("/readyz").await?.0 == 200).then_some(()) });
+        if tokio::time::timeout(DEADLINE, ready).await.is_err() {
+            let answer = self.ask("/readyz").await;
+            panic!("not ready within {DEADLINE:?}, but {answer:?}:\n{}", self.log());
+        }
     }
 
     /// Status and text of a path of its admin server.

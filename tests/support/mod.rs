@@ -50,17 +50,14 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Asks again and again, for what cannot be watched.
-pub async fn poll<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
-    within(what, async {
-        let mut pause = tokio::time::interval(Duration::from_millis(100));
-        loop {
-            pause.tick().await;
-            if let Some(value) = ask().await {
-                break value;
-            }
+pub async fn poll<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> T {
+    let mut pause = tokio::time::interval(Duration::from_millis(100));
+    loop {
+        pause.tick().await;
+        if let Some(value) = ask().await {
+            break value;
         }
-    })
-    .await
+    }
 }
 
 /// Lets time go by where time itself is the condition: to see that nothing happens in it.

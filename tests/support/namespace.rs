@@ -128,8 +128,7 @@ impl Namespace {
     /// Asks for a new value as consumers do: by a patch of the status.
     pub async fn request_by_status(&self, name: &str, at: &str) -> TokenCache {
         let change = json!({"status": {"refreshRequested": at}});
-        let patched =
-            self.api::<TokenCache>().patch_status(name, &PatchParams::default(), &Patch::Merge(change)).await;
+        let patched = self.api::<TokenCache>().patch_status(name, &PatchParams::default(), &Patch::Merge(change)).await;
         patched.expect("status.refreshRequested is patched")
     }
 
@@ -151,12 +150,7 @@ impl Namespace {
     }
 
     /// Waits until a TokenCache is as it should be.
-    pub async fn await_cache(
-        &self,
-        name: &str,
-        what: &str,
-        condition: impl Fn(&TokenCache) -> bool,
-    ) -> TokenCache {
+    pub async fn await_cache(&self, name: &str, what: &str, condition: impl Fn(&TokenCache) -> bool) -> TokenCache {
         self.await_object(name, what, |cache: Option<&TokenCache>| cache.is_some_and(&condition))
             .await
             .expect("it exists")
@@ -202,7 +196,8 @@ impl Namespace {
         condition: impl Fn(&T) -> bool,
     ) -> T {
         // An error of a watch is no news: the watcher goes on by itself.
-        let good = changes.filter_map(async |change| change.ok()).filter(|object| std::future::ready(condition(object)));
+        let good =
+            changes.filter_map(async |change| change.ok()).filter(|object| std::future::ready(condition(object)));
         let mut good = pin!(good);
         match tokio::time::timeout(DEADLINE, good.next()).await {
             Ok(Some(object)) => object,

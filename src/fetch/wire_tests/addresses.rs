@@ -1,0 +1,96 @@
+//! That nothing is connected to but what the rules permit.
+
+use super::*;
+
+#[tokio::test]
+async fn an_address_in_the_url_is_judged_however_it_is_written() {
+    let server = Server::start(token).await;
+    let port = server.address.port();
+    let world = World { allow: vec![], ..World::new() };
+    for host in [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.0.0.1.",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::127.0.0.1]",
+        "0.0.0.0",
+        "169.254.169.254",
+        "[64:ff9b::7f00:1]",
+    ] {
+        let fetched = world.fetch(&cache(&format!("http://{host}:{port}/"), json!({}))).await;
+        assert_failed(fetched, Reason::AddressNotAllowed, &["--allow-cidr"]);
+    }
+    assert!(server.seen().is_empty());
+    assert_token(World::new().fetch(&cache(&format!("http://127.1:{port}/"), json!({}))).await);
+}
+
+#[tokio::test]
+async fn a_name_that_changes_its_mind_gains_nothing() {
+    let server = Server::start(token).await;
+    let answers: &[&[&str]] = &[&["127.0.0.1"], &["169.254.169.254"]];
+    let world = World { lookup: names(&[("id.example.com", answers)]), ..World::new() };
+    let cache = cache(&format!("http://id.example.com:{}/", server.address.port()), json!({}));
+    let fetcher = world.fetcher();
+    assert_token(fetcher.fetch(&cache).await);
+    let words = ["id.example.com", "169.254.169.254", "metadata", "--allow-cidr 169.254.169.254/32"];
+    assert_failed(fetcher.fetch(&cache).await, Reason::AddressNotAllowed, &words);
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn of_a_names_addresses_only_the_permitted_are_tried() {
+    let server = Server::start(token).await;
+    let lookup = names(&[("id.example.com", &[&["169.254.169.254", "::1", "127.0.0.1"]])]);
+    let world = World { lookup, ..World::new() };
+    assert_token(world.fetch(&cache(&format!("http://id.example.com:{}/", server.address.port()), json!({}))).await);
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_resolved_is_unreachable() {
+    let fetched = World::new().fetch(&cache("https://nowhere.example/token?x=hidden", json!({}))).await;
+    let words = ["nowhere.example:443", "cannot be resolved", "failed to lookup address information"];
+    assert_failed(fetched, Reason::Unreachable, &words);
+}
+
+#[tokio::test]
+async fn a_proxy_is_judged_as_the_server_is_and_so_is_an_address_behind_it() {
+    let proxy = Server::start(token).await;
+    let port = proxy.address.port();
+    let lookup = names(&[("proxy", &[&["127.0.0.1"]]), ("evil", &[&["169.254.169.254"]])]);
+    let world = World { lookup, ..World::new() };
+    let through =
+        |target: &str, proxy: &str| cache(target, json!({"proxy": {"url": format!("http://{proxy}:{port}")}}));
+
+    assert_token(world.fetch(&through("http://id.example.com/", "proxy")).await);
+    assert_eq!(proxy.seen()[0].target, "http://id.example.com/");
+    for (target, via) in [
+        ("http://169.254.169.254/", "proxy"),
+        ("https://169.254.169.254/", "proxy"),
+        ("https://[fd00:ec2::254]/", "proxy"),
+        ("http://id.example.com/", "169.254.169.254"),
+        ("http://id.example.com/", "evil"),
+        ("https://id.example.com/", "evil"),
+        ("https://id.example.com/", "[::ffff:169.254.169.254]"),
+    ] {
+        assert_failed(world.fetch(&through(target, via)).await, Reason::AddressNotAllowed, &["--allow-cidr"]);
+    }
+    assert_eq!(proxy.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_name_does_not_lead_around_the_rules() {
+    let lookup = names(&[("id.example.com", &[&["169.254.169.254"]]), ("good.example", &[&["127.0.0.1"]])]);
+    let world = World { lookup, ..World::new() };
+    let with = |url: &str, name: &str| cache(url, json!({"tls": {"serverName": name}}));
+    for url in ["https://id.example.com/", "https://169.254.169.254/"] {
+        let fetched = world.fetch(&with(url, "good.example")).await;
+        assert_failed(fetched, Reason::AddressNotAllowed, &["169.254.169.254"]);
+    }
+    for name in ["169.254.169.254", "0xa9fea9fe"] {
+        assert_failed(world.fetch(&with("https://good.example/", name)).await, Reason::InvalidSpec, &["serverName"]);
+    }
+}

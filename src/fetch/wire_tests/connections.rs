@@ -1,0 +1,261 @@
+//! TLS and proxies.
+
+use axum_server::tls_rustls::RustlsConfig;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    server::{ResolvesServerCertUsingSni, WebPkiClientVerifier},
+    sign::CertifiedKey,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+};
+
+use super::*;
+
+/// An authority and what it signs.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "an authority");
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    fn bundle(&self) -> String {
+        BASE64_STANDARD.encode(self.pem())
+    }
+
+    fn sign(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (rcgen::Certificate, KeyPair) {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.0).unwrap(), key)
+    }
+
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        roots
+    }
+}
+
+fn parts((certificate, key): (rcgen::Certificate, KeyPair)) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    (vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+}
+
+fn config(signed: (rcgen::Certificate, KeyPair)) -> ServerConfig {
+    let (chain, key) = parts(signed);
+    ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap()
+}
+
+impl Server {
+    async fn start_tls(mut config: ServerConfig) -> Self {
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
+        let router = Self::router(server.seen.clone(), token);
+        let config = RustlsConfig::from_config(Arc::new(config));
+        let serving = axum_server::from_tcp_rustls(listener.into_std().unwrap(), config).unwrap();
+        tokio::spawn(serving.serve(router.into_make_service()));
+        server
+    }
+
+    fn https(&self, host: &str) -> String {
+        format!("https://{host}:{}/token?tenant=hidden", self.address.port())
+    }
+}
+
+#[tokio::test]
+async fn a_server_is_trusted_by_the_bundle_or_by_the_object_that_is_named() {
+    let authority = Authority::new();
+    let server = Server::start_tls(config(authority.sign("127.0.0.1", |_| {}))).await;
+    let world = World::new();
+    world.objects.secret("ca", &[("ca.crt", &authority.pem())]);
+    world.objects.config_map("ca", &[("ca.crt", &authority.pem())]);
+    for tls in [
+        json!({"caBundle": authority.bundle()}),
+        json!({"caRef": {"kind": "Secret", "name": "ca", "key": "ca.crt"}}),
+        json!({"caRef": {"kind": "ConfigMap", "name": "ca", "key": "ca.crt"}}),
+    ] {
+        assert_token(world.fetch(&cache(&server.https("127.0.0.1"), json!({"tls": tls}))).await);
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_right_is_told_with_what_would_help() {
+    let authority = Authority::new();
+    let past = |params: &mut CertificateParams| {
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    };
+    let future = |params: &mut CertificateParams| {
+        params.not_before = rcgen::date_time_ymd(2090, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2091, 1, 1);
+    };
+    let right = Server::start_tls(config(authority.sign("127.0.0.1", |_| {}))).await;
+    let named = Server::start_tls(config(authority.sign("id.internal", |_| {}))).await;
+    let old = Server::start_tls(config(authority.sign("127.0.0.1", past))).await;
+    let early = Server::start_tls(config(authority.sign("127.0.0.1", future))).await;
+    let trusted = json!({"tls": {"caBundle": authority.bundle()}});
+    let other = json!({"tls": {"caBundle": Authority::new().bundle()}});
+    for (server, change, words) in [
+        (&right, json!({}), vec!["tls.caBundle or tls.caRef"]),
+        (&right, other, vec!["not signed by a trusted authority", "tls.caBundle or tls.caRef"]),
+        (&named, trusted.clone(), vec!["is for id.internal, not for 127.0.0.1", "tls.serverName"]),
+        (&old, trusted.clone(), vec!["expired at 2021-01-01T00:00:00Z"]),
+        (&early, trusted, vec!["not valid before 2090-01-01T00:00:00Z"]),
+    ] {
+        let fetched = World::new().fetch(&cache(&server.https("127.0.0.1"), change)).await;
+        assert_failed(fetched, Reason::TlsFailed, &words);
+        assert!(server.seen().is_empty());
+    }
+    let plain = Server::start(token).await;
+    let fetched =
+        World::new().fetch(&cache(&plain.https("127.0.0.1"), json!({"tls": {"caBundle": authority.bundle()}}))).await;
+    assert_failed(fetched, Reason::TlsFailed, &[&plain.address.to_string(), "does not speak TLS"]);
+}
+
+#[tokio::test]
+async fn a_rotated_authority_takes_effect_at_the_next_fetch() {
+    let [old, new] = [Authority::new(), Authority::new()];
+    let server = Server::start_tls(config(new.sign("127.0.0.1", |_| {}))).await;
+    let world = World::new();
+    let fetcher = world.fetcher();
+    let tls = json!({"caRef": {"kind": "ConfigMap", "name": "ca", "key": "ca.crt"}});
+    let cache = cache(&server.https("127.0.0.1"), json!({"tls": tls}));
+    world.objects.config_map("ca", &[("ca.crt", &old.pem())]);
+    assert_failed(fetcher.fetch(&cache).await, Reason::TlsFailed, &[]);
+    world.objects.config_map("ca", &[("ca.crt", &new.pem())]);
+    assert_token(fetcher.fetch(&cache).await);
+    world.objects.config_map("ca", &[("ca.crt", &old.pem())]);
+    assert_failed(fetcher.fetch(&cache).await, Reason::TlsFailed, &[]);
+}
+
+#[tokio::test]
+async fn a_server_name_is_asked_for_and_verified_and_the_host_stays_the_urls() {
+    let authority = Authority::new();
+    let (chain, key) = parts(authority.sign("id.internal", |_| {}));
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+    // It gives its certificate only to who asks for that name.
+    let mut resolver = ResolvesServerCertUsingSni::new();
+    resolver.add("id.internal", CertifiedKey::new(chain, key)).unwrap();
+    let server =
+        Server::start_tls(ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(resolver))).await;
+    let world = World { lookup: names(&[("id.example.com", &[&["127.0.0.1"]])]), ..World::new() };
+    let port = server.address.port();
+    for host in ["id.example.com", "127.0.0.1"] {
+        let tls = json!({"caBundle": authority.bundle(), "serverName": "ID.internal"});
+        assert_token(world.fetch(&cache(&server.https(host), json!({"tls": tls}))).await);
+        let seen = server.seen().pop().unwrap();
+        assert_eq!(
+            (seen.header(header::HOST), seen.target.as_str()),
+            (&*format!("{host}:{port}"), "/token?tenant=hidden")
+        );
+    }
+    let tls = json!({"caBundle": authority.bundle(), "serverName": "other.internal"});
+    let fetched = world.fetch(&cache(&server.https("id.example.com"), json!({"tls": tls}))).await;
+    assert_failed(fetched, Reason::TlsFailed, &[]);
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_a_server_that_wants_one() {
+    let [authority, stranger] = [Authority::new(), Authority::new()];
+    let (chain, key) = parts(authority.sign("127.0.0.1", |_| {}));
+    let verifier = WebPkiClientVerifier::builder(Arc::new(authority.roots())).build().unwrap();
+    let config = ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(chain, key).unwrap();
+    let server = Server::start_tls(config).await;
+    let world = World::new();
+    let fetcher = world.fetcher();
+    let put = |certificate: &rcgen::Certificate, key: &KeyPair| {
+        world.objects.secret("cert", &[("tls.crt", &certificate.pem()), ("tls.key", &key.serialize_pem())]);
+    };
+    let with = |tls: Value| cache(&server.https("127.0.0.1"), json!({"tls": tls}));
+    let without = with(json!({"caBundle": authority.bundle()}));
+    let cache = with(json!({"caBundle": authority.bundle(), "clientCertRef": {"name": "cert"}}));
+
+    assert_failed(
+        fetcher.fetch(&without).await,
+        Reason::TlsFailed,
+        &["wants a client certificate", "tls.clientCertRef"],
+    );
+    let (certificate, key) = authority.sign("a client", |_| {});
+    put(&certificate, &key);
+    assert_token(fetcher.fetch(&cache).await);
+    let (other, other_key) = stranger.sign("a client", |_| {});
+    put(&other, &other_key);
+    assert_failed(
+        fetcher.fetch(&cache).await,
+        Reason::TlsFailed,
+        &["refused the client certificate", "tls.clientCertRef"],
+    );
+    put(&certificate, &other_key);
+    assert_failed(fetcher.fetch(&cache).await, Reason::InvalidSpec, &["Secret b/cert", "tls.key is not the key"]);
+    world.objects.secret("cert", &[("tls.crt", "x"), ("tls.key", "y")]);
+    assert_failed(fetcher.fetch(&cache).await, Reason::InvalidSpec, &["Secret b/cert, key tls.crt", "no certificate"]);
+}
+
+/// A proxy that opens tunnels to whoever shows the right password, always to one address, and keeps what was asked.
+async fn proxy(target: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let keep = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(client.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap();
+            let password = BASE64_STANDARD.encode("user:pass w\u{f6}rd");
+            let welcome =
+                head.to_lowercase().contains(&format!("proxy-authorization: basic {password}").to_lowercase());
+            keep.lock().unwrap().push(head.lines().next().unwrap().to_owned());
+            if welcome {
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                let mut server = TcpStream::connect(target).await.unwrap();
+                tokio::spawn(async move { copy_bidirectional(&mut client, &mut server).await });
+            } else {
+                client.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n").await.unwrap();
+            }
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn a_proxy_resolves_the_name_and_tls_goes_through_it_to_the_server() {
+    let authority = Authority::new();
+    let server = Server::start_tls(config(authority.sign("id.example.com", |_| {}))).await;
+    let (address, asked) = proxy(server.address).await;
+    let world = World::new();
+    let fetcher = world.fetcher();
+    let change = json!({
+        "tls": {"caBundle": authority.bundle()},
+        "proxy": {"url": format!("http://{address}"), "credentialsRef": {"name": "proxy"}},
+    });
+    // The name is unknown here: only the proxy can reach it.
+    let cache = cache("https://id.example.com/token", change);
+    world.objects.secret("proxy", &[("username", "user"), ("password", "pass w\u{f6}rd")]);
+    assert_token(fetcher.fetch(&cache).await);
+    assert_eq!(*asked.lock().unwrap(), ["CONNECT id.example.com:443 HTTP/1.1"]);
+    let seen = server.seen().pop().unwrap();
+    assert_eq!(seen.header(header::PROXY_AUTHORIZATION), "", "the proxy's password is not the server's");
+
+    world.objects.secret("proxy", &[("username", "user"), ("password", "wrong")]);
+    let failure = assert_failed(
+        fetcher.fetch(&cache).await,
+        Reason::Unreachable,
+        &["id.example.com:443 through the proxy", &address.to_string(), "proxy authorization required"],
+    );
+    assert!(!failure.message.contains("wrong"), "{failure}");
+}

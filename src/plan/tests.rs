@@ -1,0 +1,227 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::samples::{at, cache, lifetime, observed, start, stored};
+
+fn failing(after: Value) -> Value {
+    let mut status = json!({
+        "failures": 3, "runs": 5, "observedGeneration": 1, "nextRetryAt": "2026-03-01T12:01:00Z",
+        "lastFailure": {"time": "2026-03-01T11:59:00Z", "reason": "ServerError", "message": "m"},
+    });
+    for (key, value) in after.as_object().expect("an object") {
+        status[key] = value.clone();
+    }
+    status
+}
+
+#[test]
+fn without_a_secret_an_eager_cache_fetches_and_a_lazy_one_waits_to_be_asked() {
+    let lazy = json!({"refresh": {"policy": "Lazy"}});
+    for (spec, status, plan) in [
+        (json!({}), json!(null), Plan::Fetch(Why::First)),
+        (json!({}), json!({"fetchedAt": "2026-03-01T11:00:00Z"}), Plan::Fetch(Why::Cleared)),
+        (json!({}), json!({"expiresAt": "2026-03-01T11:00:00Z"}), Plan::Fetch(Why::Expired)),
+        (lazy.clone(), json!(null), Plan::Sleep(None)),
+        (lazy.clone(), json!({"fetchedAt": "2026-03-01T11:00:00Z"}), Plan::Sleep(None)),
+        (lazy.clone(), json!({"refreshRequested": "2026-03-01T11:00:00Z"}), Plan::Fetch(Why::Requested)),
+        // A lazy fetch that was asked for and failed goes on while there is no value.
+        (lazy, failing(json!({})), Plan::Sleep(Some(at(60.0)))),
+        (json!({"suspend": true}), json!(null), Plan::Sleep(None)),
+    ] {
+        let cache = cache(spec, status);
+        assert_eq!(decide(&observed(&cache, None), start()), plan, "{cache:?}");
+    }
+}
+
+#[test]
+fn a_valid_value_is_refreshed_when_it_is_due_asked_for_changed_or_not_what_the_spec_says() {
+    let requested = json!({"refreshRequested": "2026-03-01T11:00:00Z"});
+    // 100 s of life, of which 20 to 19 are left at the refresh.
+    for (spec, status, now, plan) in [
+        (json!({}), json!({}), 0.0, None),
+        (json!({}), json!({}), 81.0, Some(Why::Due)),
+        (json!({}), json!({}), 100.0, Some(Why::Expired)),
+        (json!({"refresh": {"renewBefore": "90s"}}), json!({}), 9.0, None),
+        (json!({"refresh": {"renewBefore": "90s"}}), json!({}), 10.0, Some(Why::Due)),
+        // Longer than the value lives: by percentage, since it would be fetched without a pause.
+        (json!({"refresh": {"renewBefore": "100s"}}), json!({}), 79.0, None),
+        (json!({"refresh": {"renewBeforePercentage": 50}}), json!({}), 49.0, None),
+        (json!({"refresh": {"renewBeforePercentage": 50}}), json!({}), 53.0, Some(Why::Due)),
+        (json!({"refresh": {"policy": "Lazy"}}), json!({}), 99.0, None),
+        (json!({"refresh": {"policy": "Lazy"}}), json!({}), 100.0, None),
+        (json!({}), requested.clone(), 0.0, Some(Why::Requested)),
+        (json!({"refresh": {"policy": "Lazy"}}), requested.clone(), 0.0, Some(Why::Requested)),
+        (json!({"suspend": true}), requested, 200.0, None),
+    ] {
+        let cache = cache(spec, status);
+        let plan_now = decide(&observed(&cache, Some(stored(&cache, lifetime(0.0, 100.0)))), at(now));
+        let fetch = match plan_now {
+            Plan::Fetch(why) => Some(why),
+            _ => None,
+        };
+        assert_eq!(fetch, plan, "{now} {:?}", cache.spec);
+    }
+}
+
+#[test]
+fn a_spec_that_changed_is_fetched_for_at_once_but_scheduling_alone_is_not() {
+    let old = cache(json!({}), json!({"observedGeneration": 1}));
+    for (spec, fetches) in [
+        (json!({"expiry": {"ttl": "1h"}}), true),
+        (json!({"target": {"labels": {"a": "b"}}}), true),
+        (json!({"target": {"data": {"t": "token"}}}), true),
+        (json!({"refresh": {"renewBefore": "10s"}}), false),
+        (json!({"retry": {"maxInterval": "10s"}}), false),
+        (json!({"target": {"expiredPolicy": "Delete", "deletionPolicy": "Retain"}}), false),
+    ] {
+        let cache = cache(spec, failing(json!({"observedGeneration": 0})));
+        let plan = decide(&observed(&cache, Some(stored(&old, lifetime(0.0, 100.0)))), at(1.0));
+        assert_eq!(plan == Plan::Fetch(Why::SpecChanged), fetches, "{plan:?}");
+    }
+}
+
+#[test]
+fn backoff_holds_what_is_due_but_neither_a_request_nor_a_new_spec_nor_a_changed_source() {
+    let due = |status: Value, unblocked: bool| {
+        let cache = cache(json!({}), status);
+        let mut seen = observed(&cache, None);
+        seen.unblocked = unblocked;
+        decide(&seen, start())
+    };
+    assert_eq!(due(failing(json!({})), false), Plan::Sleep(Some(at(60.0))));
+    assert_eq!(due(failing(json!({})), true), Plan::Fetch(Why::First));
+    assert_eq!(due(failing(json!({"observedGeneration": 0})), false), Plan::Fetch(Why::First));
+    assert_eq!(due(failing(json!({"refreshRequested": "x"})), false), Plan::Fetch(Why::Requested));
+    assert_eq!(due(failing(json!({"nextRetryAt": "2026-03-01T11:59:59Z"})), false), Plan::Fetch(Why::First));
+}
+
+#[test]
+fn a_refusal_stands_until_something_changes() {
+    let refused = failing(json!({"lastFailure": {"reason": "SourceNotFound", "message": "m"}, "nextRetryAt": null}));
+    let decide_with = |status: &Value, unblocked: bool| {
+        let cache = cache(json!({}), status.clone());
+        let mut seen = observed(&cache, None);
+        seen.unblocked = unblocked;
+        decide(&seen, at(9999.0))
+    };
+    assert_eq!(decide_with(&refused, false), Plan::Refuse(Reason::SourceNotFound, "m".into()));
+    assert_eq!(decide_with(&refused, true), Plan::Fetch(Why::First));
+    let mut asked = refused.clone();
+    asked["refreshRequested"] = json!("x");
+    assert_eq!(decide_with(&asked, false), Plan::Fetch(Why::Requested));
+    let mut edited = refused;
+    edited["observedGeneration"] = json!(0);
+    assert_eq!(decide_with(&edited, false), Plan::Fetch(Why::First));
+}
+
+#[test]
+fn neither_a_bad_spec_nor_a_foreign_secret_is_overruled_by_a_request() {
+    let cache = cache(json!({}), json!({"refreshRequested": "x"}));
+    let invalid = Invalid::new("spec.fetch", "exactly one source");
+    let mut seen = observed(&cache, None);
+    seen.invalid = Some(&invalid);
+    assert_eq!(decide(&seen, start()), Plan::Refuse(Reason::InvalidSpec, "spec.fetch: exactly one source".into()));
+    seen.invalid = None;
+    seen.secret = SecretState::Foreign("belongs to the ConfigMap x".into());
+    assert!(
+        matches!(decide(&seen, start()), Plan::Refuse(Reason::SecretNotOwned, message) if message.contains("ns/a"))
+    );
+}
+
+#[test]
+fn a_secret_changed_by_another_hand_is_put_right_under_both_policies() {
+    for policy in ["Eager", "Lazy"] {
+        let cache = cache(json!({"refresh": {"policy": policy}}), json!({}));
+        let mut secret = stored(&cache, lifetime(0.0, 100.0));
+        secret.integrity = Integrity::Unverified;
+        assert!(matches!(decide(&observed(&cache, Some(secret.clone())), at(1.0)), Plan::Sleep(_)));
+        secret.integrity = Integrity::Drifted("how".into());
+        assert_eq!(decide(&observed(&cache, Some(secret)), at(1.0)), Plan::Fetch(Why::Drifted("how".into())));
+    }
+}
+
+#[test]
+fn an_expired_secret_is_removed_at_its_moment_where_the_policy_says_so() {
+    let cache = cache(json!({"target": {"expiredPolicy": "Delete"}}), failing(json!({})));
+    let secret = stored(&cache, lifetime(0.0, 100.0));
+    assert!(!matches!(decide(&observed(&cache, Some(secret.clone())), at(99.9)), Plan::RemoveExpired(_)));
+    assert_eq!(decide(&observed(&cache, Some(secret.clone())), at(100.0)), Plan::RemoveExpired(secret));
+}
+
+#[test]
+fn a_value_that_never_expires_is_not_refreshed() {
+    let cache = cache(json!({}), json!({}));
+    let forever = Lifetime { fetched_at: start(), expires_at: ExpiresAt::Never };
+    assert_eq!(decide(&observed(&cache, Some(stored(&cache, forever))), at(1e9)), Plan::Sleep(None));
+}
+
+#[test]
+fn a_server_that_asks_for_a_pause_gets_it_but_not_for_ever() {
+    let secs = Duration::from_secs;
+    for (failures, random, wish, wait) in [
+        (1, 1.0, None, secs(1)),
+        (1, 0.0, None, Duration::from_millis(500)),
+        (4, 1.0, None, secs(8)),
+        (99, 1.0, None, secs(300)),
+        (i32::MAX, 0.0, None, secs(150)),
+        (1, 1.0, Some(secs(30)), secs(30)),
+        (9, 1.0, Some(secs(1)), secs(256)),
+        (1, 1.0, Some(secs(86_400)), secs(3600)),
+    ] {
+        assert_eq!(backoff(failures, secs(1), secs(300), random, wish), wait, "{failures}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_refresh_is_planned_within_the_lifetime_and_in_whole_seconds_where_it_is_long(
+        from in 0_u32..1000, length in 0_u32..100_000, jitter in 0.0..=1.0_f64,
+        percentage in proptest::option::of(1..=99), before in proptest::option::of(1_u64..100_000),
+    ) {
+        let refresh = Refresh {
+            renew_before_percentage: percentage,
+            renew_before: before.map(crate::api::Duration::from_secs),
+            ..Refresh::default()
+        };
+        let lifetime = lifetime(f64::from(from), f64::from(from + length));
+        let planned = refresh_at(&refresh, lifetime, jitter).expect("eager, and it expires");
+        prop_assert!(planned >= lifetime.fetched_at);
+        prop_assert!(ExpiresAt::At(planned) <= lifetime.expires_at);
+        prop_assert!(length < 10 || planned == floor(planned));
+        // Never without a pause: at least a hundredth of the lifetime goes by, but for what whole seconds cost.
+        let pause = planned.signed_duration_since(lifetime.fetched_at);
+        prop_assert!(before.is_some() || pause >= TimeDelta::seconds(i64::from(length) / 100 - 1));
+    }
+
+    #[test]
+    fn a_short_life_is_refreshed_before_others_see_it_end_and_not_too_early(
+        millis in 0_i64..1000, length in 2000_i64..9999, jitter in 0.0..=1.0_f64,
+    ) {
+        let fetched_at = start() + TimeDelta::milliseconds(millis);
+        let end = fetched_at + TimeDelta::milliseconds(length);
+        let exact = Lifetime { fetched_at, expires_at: ExpiresAt::At(end) };
+        let seen = Lifetime { fetched_at: floor(fetched_at), expires_at: ExpiresAt::At(floor(end)) };
+        let moment = refresh_moment(&Refresh::default(), seen, Some(exact), jitter).expect("eager");
+        prop_assert!(moment <= floor(end));
+        prop_assert!(moment >= fetched_at + TimeDelta::milliseconds(length / 2));
+    }
+
+    #[test]
+    fn waking_when_told_to_finds_something_to_do(
+        length in 1_u32..10_000, failures in 0..5_i32, retry in 0_u32..20_000, now in 0_u32..20_000, lazy: bool,
+    ) {
+        let status = json!({
+            "failures": failures, "observedGeneration": 1,
+            "nextRetryAt": crate::time::rfc3339(at(f64::from(retry))),
+        });
+        let policy = if lazy { "Lazy" } else { "Eager" };
+        let cache = cache(json!({"refresh": {"policy": policy}}), status);
+        let seen = observed(&cache, Some(stored(&cache, lifetime(0.0, f64::from(length)))));
+        // No loop: who is told to sleep until a moment has something to do at it.
+        if let Plan::Sleep(Some(until)) = decide(&seen, at(f64::from(now))) {
+            prop_assert!(until > at(f64::from(now)));
+            prop_assert!(matches!(decide(&seen, until), Plan::Fetch(_)));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+use serde_json::json;
+
+use super::*;
+use crate::{
+    run::owner,
+    samples::{at, cache, lifetime, start},
+};
+
+fn data(text: &str) -> BTreeMap<String, SecretBytes> {
+    BTreeMap::from([("token".to_owned(), SecretBytes::from(SecretSlice::from(text.as_bytes().to_vec())))])
+}
+
+fn written(cache: &TokenCache) -> SealedSecret {
+    let mut secret = desired(cache, &owner(cache), None, data("t0p"), lifetime(0.0, 100.0));
+    secret.metadata.resource_version = Some("7".into());
+    secret
+}
+
+#[test]
+fn the_secret_says_whose_it_is_and_how_long_it_is_valid() {
+    let cache = cache(json!({"target": {"labels": {"team": "x"}, "type": "example.com/token"}}), json!(null));
+    let secret = desired(&cache, &owner(&cache), None, data("t"), lifetime(0.7, 100.9));
+    let json = serde_json::to_value(&secret).expect("serializable");
+    assert_eq!(json["metadata"]["name"], "a");
+    assert_eq!(json["metadata"]["labels"], json!({"team": "x", "tokencache.dev/managed": "true"}));
+    assert_eq!(json["metadata"]["annotations"]["tokencache.dev/expires_at"], "2026-03-01T12:01:40Z");
+    assert_eq!(json["metadata"]["annotations"]["tokencache.dev/fetched_at"], "2026-03-01T12:00:00Z");
+    assert_eq!(json["metadata"]["ownerReferences"][0]["uid"], "uid-1");
+    assert_eq!(json["metadata"]["ownerReferences"][0]["controller"], true);
+    assert_eq!(json["type"], "example.com/token");
+    assert_eq!(json["data"]["token"], "dA==");
+}
+
+#[test]
+fn what_another_hand_put_on_the_secret_stays() {
+    let cache = cache(json!({}), json!(null));
+    let mut found = written(&cache).metadata;
+    found.labels.get_or_insert_default().insert("theirs".into(), "1".into());
+    found.annotations.get_or_insert_default().insert("theirs".into(), "2".into());
+    found.finalizers = Some(vec!["theirs/f".into()]);
+    let secret = desired(&cache, &owner(&cache), Some(&found), data("t"), lifetime(0.0, 100.0));
+    assert_eq!(secret.metadata.labels.expect("set")["theirs"], "1");
+    assert_eq!(secret.metadata.annotations.expect("set")["theirs"], "2");
+    assert_eq!(secret.metadata.finalizers, found.finalizers);
+    assert_eq!(secret.metadata.owner_references.expect("set").len(), 1);
+    assert_eq!(secret.metadata.resource_version.as_deref(), Some("7"));
+}
+
+#[test]
+fn a_secret_is_intact_until_its_data_or_what_it_says_of_it_changes() {
+    let cache = cache(json!({}), json!(null));
+    let change = |change: fn(&mut SealedSecret)| {
+        let mut secret = written(&cache);
+        change(&mut secret);
+        is_intact(&secret)
+    };
+    fn annotate(secret: &mut SealedSecret, key: &str) {
+        secret.metadata.annotations.get_or_insert_default().insert(key.into(), "2099-01-01T00:00:00Z".into());
+    }
+    assert!(change(|_| {}));
+    assert!(change(|secret| annotate(secret, "theirs")));
+    assert!(!change(|secret| secret.data = data("other")));
+    assert!(!change(|secret| secret.data.extend([("more".to_owned(), SecretBytes(vec![1].into()))])));
+    assert!(!change(|secret| secret.data.clear()));
+    assert!(!change(|secret| annotate(secret, ANNOTATION_EXPIRES_AT)));
+    assert!(!change(|secret| annotate(secret, ANNOTATION_FETCHED_AT)));
+    assert!(!change(|secret| annotate(secret, ANNOTATION_FETCH_HASH)));
+    assert!(!change(|secret| annotate(secret, ANNOTATION_DATA_HASH)));
+}
+
+#[test]
+fn a_secret_tells_whether_it_is_ours_and_as_it_was_written() {
+    let ours = cache(json!({"target": {"labels": {"team": "x"}}}), json!({"secretResourceVersion": "7"}));
+    let intact = written(&ours).metadata;
+    let integrity = |change: fn(&mut ObjectMeta), verified: Option<(&str, bool)>| {
+        let mut metadata = intact.clone();
+        change(&mut metadata);
+        match read(&ours, Some(&metadata), verified) {
+            SecretState::Owned(stored) => Some(stored.integrity),
+            SecretState::Absent | SecretState::Foreign(_) => None,
+        }
+    };
+    let touch = |metadata: &mut ObjectMeta| metadata.resource_version = Some("8".into());
+    let is_drifted = |integrity| matches!(integrity, Some(Integrity::Drifted(_)));
+    assert_eq!(integrity(|_| {}, None), Some(Integrity::Intact));
+    assert_eq!(integrity(touch, None), Some(Integrity::Unverified));
+    assert_eq!(integrity(touch, Some(("8", true))), Some(Integrity::Intact));
+    assert!(is_drifted(integrity(touch, Some(("8", false)))));
+    assert_eq!(integrity(touch, Some(("6", false))), Some(Integrity::Unverified));
+    for change in [
+        |metadata: &mut ObjectMeta| drop(metadata.labels.take()),
+        |metadata: &mut ObjectMeta| drop(metadata.annotations.take()),
+        |metadata: &mut ObjectMeta| drop(metadata.labels.get_or_insert_default().insert("team".into(), "y".into())),
+        |metadata: &mut ObjectMeta| {
+            metadata.annotations.get_or_insert_default().insert(ANNOTATION_EXPIRES_AT.into(), "soon".into());
+        },
+    ] {
+        assert!(is_drifted(integrity(change, None)));
+    }
+    assert_eq!(integrity(|metadata| metadata.owner_references = None, None), None);
+    let theirs = |metadata: &mut ObjectMeta| metadata.owner_references.get_or_insert_default()[0].uid = "uid-2".into();
+    assert_eq!(integrity(theirs, None), None);
+    assert_eq!(read(&ours, None, None), SecretState::Absent);
+}
+
+#[test]
+fn the_value_does_not_print() {
+    let cache = cache(json!({}), json!(null));
+    let printed = format!("{:?}", written(&cache));
+    assert!(printed.contains("REDACTED") && !printed.contains("t0p") && !printed.contains("dDBw"), "{printed}");
+}
+
+#[test]
+fn the_exact_lifetime_is_stored_no_later_than_it_is() {
+    let cache = cache(json!({}), json!(null));
+    let secret = desired(&cache, &owner(&cache), None, data("t"), lifetime(0.9, 4.9));
+    let lifetime = match read(&cache, Some(&secret.metadata), None) {
+        SecretState::Owned(stored) => stored.lifetime,
+        SecretState::Absent | SecretState::Foreign(_) => None,
+    };
+    assert_eq!(lifetime, Some(Lifetime { fetched_at: start(), expires_at: ExpiresAt::At(at(4.0)) }));
+}

@@ -1,0 +1,150 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    api::TokenCache,
+    samples::{at, cache, lifetime, observed, start, stored},
+    secret::Stored,
+};
+
+fn ready_of(status: &TokenCacheStatus) -> (&str, &str, &str) {
+    let ready = status.conditions.iter().find(|condition| condition.type_ == READY).expect("always there");
+    (&ready.status, &ready.reason, &ready.message)
+}
+
+fn ended(failure: Option<&Failure>) -> Ended<'_> {
+    let next_retry_at = failure.map(|_| at(3.2));
+    Ended { by: "me", failure, next_retry_at, answered: None, written: None }
+}
+
+const FAILED: fn() -> Value = || {
+    json!({
+        "runs": 4, "failures": 2, "nextRetryAt": "2026-03-01T12:00:30Z",
+        "lastFailure": {"time": "2026-03-01T12:00:00Z", "reason": "Rejected", "message": "HTTP 401"},
+    })
+};
+
+#[test]
+fn ready_says_what_the_secret_holds_and_why() {
+    let valid = |cache: &TokenCache| Some(stored(cache, lifetime(0.0, 100.0)));
+    let expired = |cache: &TokenCache| Some(stored(cache, lifetime(-100.0, 0.0)));
+    let absent = |_: &TokenCache| None;
+    type Case = (Value, Value, fn(&TokenCache) -> Option<Stored>, &'static str, &'static str, &'static str);
+    let cases: [Case; 10] = [
+        (json!({}), json!(null), valid, "True", "Fetched", "valid until 2026-03-01T12:01:40Z"),
+        (
+            json!({}),
+            FAILED(),
+            valid,
+            "True",
+            "RefreshFailing",
+            "Rejected: HTTP 401; next attempt at 2026-03-01T12:00:30Z",
+        ),
+        (json!({"suspend": true}), json!(null), valid, "True", "Suspended", "spec.suspend"),
+        (json!({}), json!(null), expired, "False", "Expired", "expired at 2026-03-01T12:00:00Z"),
+        (json!({}), FAILED(), expired, "False", "Expired", "Rejected: HTTP 401"),
+        (json!({}), json!(null), absent, "False", "Pending", "first value"),
+        (json!({}), FAILED(), absent, "False", "FetchFailed", "Rejected: HTTP 401"),
+        (json!({"suspend": true}), FAILED(), absent, "False", "Suspended", "spec.suspend"),
+        (json!({"refresh": {"policy": "Lazy"}}), json!(null), absent, "False", "Cleared", "when a consumer asks"),
+        (
+            json!({"refresh": {"renewBefore": "1h"}}),
+            json!(null),
+            valid,
+            "True",
+            "Fetched",
+            "renewBefore (1h) is not shorter",
+        ),
+    ];
+    for (spec, status, secret, state, reason, message) in cases {
+        let cache = cache(spec, status);
+        let status = at_rest(&observed(&cache, secret(&cache)), start());
+        let (found_state, found_reason, found_message) = ready_of(&status);
+        assert_eq!((found_state, found_reason), (state, reason), "{found_message}");
+        assert!(found_message.contains(message), "{found_message}");
+        assert!(condition(Some(&status), STALLED).is_none());
+    }
+}
+
+#[test]
+fn a_refusal_is_stalled_and_ready_says_so_while_there_is_no_value() {
+    let cache = cache(json!({}), json!({}));
+    let failure = Failure::new(Reason::SourceNotFound, "Secret ns/s is missing");
+    let refused = after_run(&observed(&cache, None), &ended(Some(&failure)), start());
+    assert_eq!(condition(Some(&refused), STALLED), Some(("True", "SourceNotFound")));
+    assert_eq!(ready_of(&refused), ("False", "SourceNotFound", "Secret ns/s is missing"));
+    assert_eq!(refused.next_retry_at, None);
+
+    let valid = observed(&cache, Some(stored(&cache, lifetime(0.0, 100.0))));
+    let refused = after_run(&valid, &ended(Some(&failure)), start());
+    assert_eq!((ready_of(&refused).0, ready_of(&refused).1), ("True", "RefreshFailing"));
+}
+
+#[test]
+fn a_run_is_counted_and_answers_who_asked() {
+    let before = json!({"runs": 7, "failures": 2, "refreshRequested": "x", "handledRequest": "old"});
+    let cache = cache(json!({}), before);
+    let failure = Failure::new(Reason::Rejected, "HTTP 401");
+    let failed = after_run(&observed(&cache, None), &Ended { answered: Some("new"), ..ended(Some(&failure)) }, start());
+    assert_eq!((failed.runs, failed.failures), (8, 3));
+    assert_eq!(failed.refresh_requested, None);
+    assert_eq!(failed.handled_request.as_deref(), Some("new"));
+    assert_eq!(failed.observed_generation, Some(1));
+    // Never before the exact moment.
+    assert_eq!(failed.next_retry_at, Some(at(4.0)));
+
+    let secret = stored(&cache, lifetime(0.0, 100.0));
+    let fetched = after_run(&observed(&cache, Some(secret)), &Ended { written: Some("9"), ..ended(None) }, start());
+    assert_eq!((fetched.runs, fetched.failures, fetched.next_retry_at), (8, 0, None));
+    assert_eq!(fetched.handled_request.as_deref(), Some("old"));
+    assert_eq!(fetched.secret_resource_version.as_deref(), Some("9"));
+    assert_eq!((fetched.fetched_at, fetched.last_run_by.as_deref()), (Some(start()), Some("me")));
+}
+
+#[test]
+fn a_status_that_was_written_is_not_written_again() {
+    let before = json!({"runs": 7, "refreshRequested": "x"});
+    for (secret, failure) in [(true, None), (true, Some("m")), (false, Some("m")), (false, None)] {
+        let failure = failure.map(|message| Failure::new(Reason::ServerError, message));
+        let mut cache = cache(json!({}), before.clone());
+        let stored = secret.then(|| stored(&cache, lifetime(0.0, 100.0)));
+        cache.status = Some(after_run(&observed(&cache, stored.clone()), &ended(failure.as_ref()), start()));
+        // As it comes back from the API server, some time later, at another replica.
+        let json = serde_json::to_value(&cache).expect("serializable");
+        let cache: TokenCache = serde_json::from_value(json).expect("readable");
+        assert_eq!(at_rest(&observed(&cache, stored), at(99.0)), cache.status.clone().expect("set"));
+    }
+}
+
+#[test]
+fn a_lost_status_is_rebuilt_from_the_secret() {
+    let cache = cache(json!({}), json!(null));
+    let status = at_rest(&observed(&cache, Some(stored(&cache, lifetime(0.0, 100.0)))), at(1.0));
+    assert_eq!(status.expires_at.map(|expiry| expiry.to_string()).as_deref(), Some("2026-03-01T12:01:40Z"));
+    assert_eq!(status.fetched_at, Some(start()));
+    assert_eq!(status.secret_name.as_deref(), Some("a"));
+    assert_eq!(ready_of(&status).0, "True");
+}
+
+#[test]
+fn the_transition_time_moves_only_with_the_status() {
+    let mut cache = cache(json!({}), json!(null));
+    let valid = |cache: &TokenCache| Some(stored(cache, lifetime(0.0, 100.0)));
+    let transition = |status: &TokenCacheStatus| status.conditions.first().expect("Ready").last_transition_time.clone();
+    cache.status = Some(at_rest(&observed(&cache, valid(&cache)), start()));
+    let failure = Failure::new(Reason::ServerError, "m");
+    let failing = after_run(&observed(&cache, valid(&cache)), &ended(Some(&failure)), at(50.0));
+    assert_eq!(transition(&failing), to_kube(start()));
+    cache.status = Some(failing);
+    let expired = at_expiry(&observed(&cache, valid(&cache)), at(100.0));
+    assert_eq!((ready_of(&expired).0, transition(&expired)), ("False", to_kube(at(100.0))));
+}
+
+#[test]
+fn that_a_value_expired_stays_known_after_its_secret_was_removed_for_it() {
+    let status = json!({"expiresAt": "2026-03-01T12:00:00Z", "fetchedAt": "2026-03-01T11:00:00Z"});
+    let removed = cache(json!({"target": {"expiredPolicy": "Delete"}}), status.clone());
+    assert_eq!(ready_of(&at_rest(&observed(&removed, None), at(1.0))).1, "Expired");
+    // Deleted by hand before it expired.
+    assert_eq!(ready_of(&at_rest(&observed(&removed, None), at(-1.0))).1, "Pending");
+}

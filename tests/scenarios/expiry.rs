@@ -1,0 +1,114 @@
+//! The moment at which a value expires, while nobody can renew it.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use k8s_openapi::api::core::v1::Secret;
+use serde_json::{Value, json};
+use tokencache::api::TokenCache;
+
+use crate::support::{
+    CacheView as _, Scene, SecretView as _, pass, scenario,
+    server::{Behaviour, Expiry},
+    within,
+};
+
+/// A cache whose first value lives for six seconds, and whose one attempt to renew it fails.
+async fn dying(target: Value) -> (Scene, DateTime<Utc>) {
+    let scene = Scene::new().await;
+    scene.server.set("a", Behaviour::Issue(Expiry::In(6)));
+    let retry = json!({"initialInterval": "10m", "maxInterval": "10m"});
+    scene.cache("a", json!({"retry": retry, "target": target})).await;
+    let secret = scene.ns.await_secret("a", "the first value", |_| true).await;
+    scene.server.set("a", Behaviour::Status(503, Vec::new(), String::new()));
+    scene.ns.await_ready("a", true, "RefreshFailing").await;
+    (scene, secret.expires_at())
+}
+
+fn last_transition(cache: &TokenCache) -> DateTime<Utc> {
+    let ready = cache.condition("Ready").expect("Ready");
+    let seconds = ready.last_transition_time.0.as_second();
+    DateTime::from_timestamp(seconds, 0).expect("a time")
+}
+
+#[test]
+fn ready_turns_false_at_the_moment_of_expiry_though_no_attempt_is_made_then() {
+    scenario(async {
+        let (scene, expires_at) = dying(json!({})).await;
+        let cache = scene.ns.await_ready("a", false, "Expired").await;
+        let late = last_transition(&cache) - expires_at;
+        assert!((TimeDelta::zero()..=TimeDelta::seconds(2)).contains(&late), "{late} after its expiry");
+        assert!(cache.message().contains("ServerError"), "{}", cache.message());
+        scene.ns.await_event("a", "Expired").await;
+        assert_eq!(scene.server.requests("a"), 2);
+        assert_eq!(scene.secret("a").await.expires_at(), expires_at, "by default, the Secret stays");
+    });
+}
+
+#[test]
+fn ready_turns_false_at_the_moment_of_expiry_though_a_fetch_is_going_on() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.server.set("a", Behaviour::Issue(Expiry::In(6)));
+        scene.cache("a", json!({})).await;
+        let secret = scene.ns.await_secret("a", "the first value", |_| true).await;
+        scene.server.set("a", Behaviour::Hang);
+        let cache = scene.ns.await_ready("a", false, "Expired").await;
+        let late = last_transition(&cache) - secret.expires_at();
+        assert!((TimeDelta::zero()..=TimeDelta::seconds(2)).contains(&late), "{late} after its expiry");
+        // The run that hangs is still the same one.
+        assert_eq!((cache.seen().runs, scene.server.requests("a")), (1, 2));
+    });
+}
+
+#[test]
+fn an_expired_secret_is_removed_where_the_owner_wants_it() {
+    scenario(async {
+        let (scene, expires_at) = dying(json!({"expiredPolicy": "Delete"})).await;
+        scene.ns.await_gone::<Secret>("a", "the Secret").await;
+        assert!(Utc::now() >= expires_at, "not before it expired");
+        scene.ns.await_ready("a", false, "Expired").await;
+        scene.ns.request("a", "still failing").await;
+        within("another attempt", scene.server.await_requests("a", 3)).await;
+        scene.server.set("a", Behaviour::Default);
+        scene.ns.request("a", "healed").await;
+        scene.ns.await_ready("a", true, "Fetched").await;
+        assert_eq!(scene.server.issued("a").last(), Some(&scene.secret("a").await.token()));
+    });
+}
+
+#[test]
+fn a_value_that_expired_while_no_controller_ran_is_renewed_by_the_next_one() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.server.set("a", Behaviour::Issue(Expiry::In(4)));
+        scene.cache("a", json!({})).await;
+        let first = scene.ns.await_secret("a", "the first value", |_| true).await;
+        let Scene { controller, server, ns } = scene;
+        controller.terminate().await;
+        let left = first.expires_at() - Utc::now();
+        pass(left.to_std().unwrap_or_default() + Duration::from_millis(100)).await;
+        server.set("a", Behaviour::Default);
+        let controller = crate::support::Controller::start(&ns, &[]).await;
+        let second = ns.await_secret("a", "a new value", |secret| secret.expires_at() > Utc::now()).await;
+        assert_eq!(server.issued("a").last(), Some(&second.token()));
+        ns.await_ready("a", true, "Fetched").await;
+        drop(controller);
+    });
+}
+
+#[test]
+fn short_tokens_are_renewed_without_a_gap() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.server.set("a", Behaviour::Issue(Expiry::In(3)));
+        scene.cache("a", json!({})).await;
+        within("five tokens", scene.server.await_requests("a", 5)).await;
+        // Were each renewed as soon as it is there, a lifetime of three seconds would hold many more.
+        let arrivals = scene.server.arrivals("a");
+        let gap = (arrivals[4] - arrivals[0]) / 4;
+        assert!(gap >= Duration::from_secs(1), "{gap:?}");
+        let cache: TokenCache = scene.ns.get("a").await;
+        assert_eq!(cache.seen().failures, 0);
+    });
+}
