@@ -21,7 +21,7 @@ usage: hack/demo.sh [--keep]
 
 Builds the controller, brings up a Kubernetes cluster with a node (hack/cluster.sh; it needs root), and shows a token
 that lives for 30 s being kept fresh in a Secret that a pod mounts: its refreshes, a failure of the token server, and
-the deletion of the Secret. It takes about 2 minutes, and the first time on a machine about 12 minutes more, for the
+the deletion of the Secret. That takes about 80 s, and the first time on a machine about 12 minutes more, for the
 builds. The exit code is 0 only if all that it claims was seen.
 
 --keep  Leaves everything running at the end, and prints commands to try.

@@ -94,7 +94,7 @@ on_secret() {
     if ((DELETED_AT > 0)); then
       how=", $((AT - DELETED_AT)) ms after it was deleted"
     else
-      how=", when the old one had $(tenths "$left") s left"
+      how="; the old one had $(tenths "$left") s left"
       ((LEAST_LEFT > 0 && left >= LEAST_LEFT)) || LEAST_LEFT=$left
     fi
   fi
@@ -145,8 +145,10 @@ on_pod() {
   POD_N=$number POD_EXP_MS="${expiry#exp=}000" PODS_SEEN+=" $number"
   # The server numbers its tokens, and each one went into the Secret.
   local lag=$((AT - ${WRITTEN_AT[$number]:-$AT}))
-  ((number == 1 || lag <= LONGEST_LAG)) || LONGEST_LAG=$lag
-  say "the pod reads token n=$number from the mounted file and calls the API: $status$( ((number == 1)) || echo " ($(tenths "$lag") s after the Secret had it)")"
+  ((VALUES == 1 || lag <= LONGEST_LAG)) || LONGEST_LAG=$lag
+  local how=''
+  ((VALUES == 1)) || how=", $(tenths "$lag") s after the Secret had it"
+  say "the pod reads token n=$number from its mounted file$how; its call: $status"
 }
 
 # tenths MS: in seconds.

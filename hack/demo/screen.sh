@@ -5,6 +5,8 @@ TERMINAL='' PANEL=0 DRAWN=0 LAST_SAID=0
 BOLD='' DIM='' RED='' GREEN='' YELLOW='' PLAIN=''
 
 open_screen() {
+  # As Kubernetes writes times.
+  export TZ=UTC
   [[ -t 1 && ${TERM:-dumb} != dumb ]] || return 0
   TERMINAL=yes
   [[ -z ${NO_COLOR-} ]] || return 0
@@ -56,6 +58,7 @@ bar() {
 # draw: the panel at most 4 times a second; without a terminal, the state in one line after 5 s of silence.
 draw() {
   local time
+  [[ -n $TABLE_ROW && -n $VALUE_HASH ]] || return 0
   time=$(now)
   if [[ -z $TERMINAL ]]; then
     ((time - LAST_SAID < 5000)) || say "$(state_in_a_line)"

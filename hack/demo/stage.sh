@@ -58,8 +58,10 @@ set_stage() {
   # Private addresses, as the server's is, may be connected to by default; for 127.0.0.1 there is --allow-cidr.
   spawn controller "$BINARIES/tokencache" controller --kubeconfig "$KUBECONFIG" --admin-address 127.0.0.1:0
   ADMIN=$(await_line controller '.*admin server listening address=\(.*\)') || die "the controller did not start"
+  local deadline=$((SECONDS + 30))
   until [[ "$(request GET "http://$ADMIN/readyz")" == ok ]]; do
     alive "$DIR/controller.pid" || die "the controller ended"
+    ((SECONDS < deadline)) || die "the controller is not ready: $(request GET "http://$ADMIN/readyz")"
     sleep 0.1
   done
 
