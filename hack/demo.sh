@@ -41,6 +41,8 @@ die() {
 finish() {
   local code=$?
   trap '' INT TERM HUP
+  # A signal may have come in the middle of a `read` with another one.
+  IFS=$' \t\n'
   close_screen
   end_followers
   [[ -z ${STEP-} ]] || kill -TERM -- "-$STEP" 2>/dev/null || true

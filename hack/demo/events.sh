@@ -60,14 +60,14 @@ milliseconds() {
 
 # observe: takes in one event, if there is one.
 observe() {
-  local at kind rest
-  if IFS='|' read -r -t 0.2 at kind rest <&"$EVENTS"; then
-    AT=$((at / 1000))
-    case $kind in
-      secret) on_secret "$rest" ;;
-      cache) on_cache "$rest" ;;
-      table) on_table "$rest" ;;
-      pod) on_pod "$rest" ;;
+  local line
+  if read -r -t 0.2 line <&"$EVENTS"; then
+    AT=$((${line%%|*} / 1000)) line=${line#*|}
+    case ${line%%|*} in
+      secret) on_secret "${line#*|}" ;;
+      cache) on_cache "${line#*|}" ;;
+      table) on_table "${line#*|}" ;;
+      pod) on_pod "${line#*|}" ;;
     esac
     AT=''
   fi
