@@ -10,13 +10,13 @@ use chrono::TimeDelta;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Resource as _,
-    api::{Patch, PatchParams},
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
     runtime::{
         controller::Action,
         reflector::{ObjectRef, Store},
     },
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -340,6 +340,26 @@ impl Context {
             return Ok(None);
         }
         tracing::warn!(namespace = key.0, name = key.1, complaint, "undecodable");
+        match self.write_complaint(key, object, &complaint).await {
+            Err(error) if !matches!(error.code(), Some(404 | 409)) => {
+                self.runner.notes.with(key, |note| note.undecodable = None);
+                Err(error)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn write_complaint(&self, key: &Key, object: &Guarded, complaint: &str) -> Result<(), ApiError> {
+        let api = Api::<DynamicObject>::namespaced_with(
+            self.runner.client.clone(),
+            &key.0,
+            &ApiResource::erase::<TokenCache>(&()),
+        );
+        let found = limited(api.get(&key.1)).await?;
+        let told = found.data.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+        if told.into_iter().any(|condition| condition["type"] == STALLED && condition["message"] == complaint) {
+            return Ok(());
+        }
         let now = rfc3339(self.runner.clock.now());
         let condition = |type_: &str, status: &str| {
             json!({
@@ -348,21 +368,12 @@ impl Context {
             })
         };
         let patch = json!({
-            "metadata": { "resourceVersion": object.meta().resource_version },
+            "metadata": { "resourceVersion": found.metadata.resource_version },
             "status": { "conditions": [condition(READY, "False"), condition(STALLED, "True")] },
         });
-        let api = Api::<Guarded>::namespaced(self.runner.client.clone(), &key.0);
-        match limited(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch))).await {
-            Ok(_) => {
-                self.runner.events.publish(object, Reason::InvalidSpec, &complaint).await;
-                Ok(None)
-            }
-            Err(error) if !matches!(error.code(), Some(404 | 409)) => {
-                self.runner.notes.with(key, |note| note.undecodable = None);
-                Err(error)
-            }
-            Err(_) => Ok(None),
-        }
+        limited(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        self.runner.events.publish(object, Reason::InvalidSpec, complaint).await;
+        Ok(())
     }
 }
 
