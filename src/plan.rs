@@ -246,10 +246,11 @@ pub fn refresh_at(refresh: &Refresh, lifetime: Lifetime, jitter: f64) -> Option<
     Some(if length >= SHORT { floor(at) } else { at })
 }
 
-/// Whether a value of this lifetime can be renewed that long before its end, and still rest for a hundredth of its life.
+/// Whether a value of this lifetime can be renewed that long before its end and still rest a while: two seconds, or a
+/// hundredth of a life that is shorter than that would allow.
 #[must_use]
 pub fn keeps(renew_before: crate::api::Duration, length: TimeDelta) -> bool {
-    renew_before.as_chrono() <= length - length / 100
+    renew_before.as_chrono() <= length - (length / 100).min(TimeDelta::seconds(2))
 }
 
 /// When this process starts the refresh: for short lifetimes by the exact times, where it knows them, but before the
