@@ -5,7 +5,7 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use crate::reason::Reason;
+use crate::{observe::limited, reason::Reason};
 
 /// Publishes events.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ impl Events {
         // A recorder folds events that are alike but for the note, and keeps the first note; a new one does not.
         let reporter = Reporter { controller: "tokencache".into(), instance: Some(self.instance.clone()) };
         let recorder = Recorder::new(self.client.clone(), reporter);
-        if let Err(error) = recorder.publish(&event, &object.object_ref(&())).await {
+        if let Err(error) = limited(recorder.publish(&event, &object.object_ref(&()))).await {
             tracing::debug!(%error, %reason, "an event was not published");
         }
     }
