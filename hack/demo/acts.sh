@@ -1,6 +1,8 @@
 # shellcheck shell=bash disable=SC2034 # the other files use what seems unused here
 # The demo itself: what is done to the token and its server, what must be seen, and the summary.
 
+REQUEST=tokencache.dev/refresh_requested
+
 play() {
   local begin outage healed value left returned
   start_following
@@ -14,7 +16,11 @@ play() {
   heading "act 2: the token server fails; the token in the Secret is still valid, and stays"
   value=$VALUE_HASH NOT_READY=0
   switch_server fail
-  until_seen 40 "three failed attempts" failures 3
+  # So that there is a failure at once, and not when the next refresh is due.
+  say "a new value is asked for: kubectl annotate tokencache orders-api $REQUEST=now"
+  run kubectl annotate tokencache orders-api "$REQUEST=now"
+  # Not longer: the next attempt comes up to 2 s later, the pod's token has 15 s then, and the kubelet may take 9.
+  until_seen 40 "two failed attempts, of the request and of the refresh" failures 2
   outage=$(now)
   left=$((EXPIRES_MS - outage))
   [[ $VALUE_HASH == "$value" ]] || die "the Secret was changed while the token server failed"
