@@ -1,11 +1,11 @@
 //! Events on a TokenCache.
 
 use kube::{
-    Client, Resource as _,
+    Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use crate::{api::TokenCache, reason::Reason};
+use crate::{observe::limited, reason::Reason};
 
 /// Publishes events.
 #[derive(Clone)]
@@ -25,7 +25,7 @@ impl Events {
     }
 
     /// Publishes; a failure is logged only.
-    pub async fn publish(&self, cache: &TokenCache, reason: Reason, note: &str) {
+    pub async fn publish(&self, object: &impl Resource<DynamicType = ()>, reason: Reason, note: &str) {
         let type_ = match reason {
             Reason::Fetched | Reason::Cleared => EventType::Normal,
             _ => EventType::Warning,
@@ -41,7 +41,7 @@ impl Events {
         // A recorder folds events that are alike but for the note, and keeps the first note; a new one does not.
         let reporter = Reporter { controller: "tokencache".into(), instance: Some(self.instance.clone()) };
         let recorder = Recorder::new(self.client.clone(), reporter);
-        if let Err(error) = recorder.publish(&event, &cache.object_ref(&())).await {
+        if let Err(error) = limited(recorder.publish(&event, &object.object_ref(&()))).await {
             tracing::debug!(%error, %reason, "an event was not published");
         }
     }

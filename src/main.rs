@@ -1,13 +1,19 @@
 //! The `tokencache` binary: arguments, run, exit code.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = tokencache::cli::Cli::parse();
-    match tokencache::cli::run(cli).await {
+    let result =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Into::into).and_then(|runtime| {
+            let result = runtime.block_on(tokencache::cli::run(cli));
+            // A look-up of a name that hangs must not keep the process from ending.
+            runtime.shutdown_timeout(Duration::from_millis(500));
+            result
+        });
+    match result {
         Ok(code) => code,
         Err(error) => {
             #[expect(clippy::print_stderr, reason = "the one place where the program speaks to who started it")]

@@ -19,12 +19,14 @@ pub type Key = (String, String);
 /// The notes on one TokenCache.
 #[derive(Clone, Debug, Default)]
 pub struct Note {
+    /// UID of the TokenCache.
+    pub uid: Option<String>,
     /// What is wrong with the spec of this generation.
     pub checked: Option<(i64, Option<Invalid>)>,
     /// The exact lifetime of the value in the Secret of this `resourceVersion`.
     pub exact: Option<(String, Lifetime)>,
-    /// The exact moment of the next attempt, after this many failed ones.
-    pub retry: Option<(i32, DateTime<Utc>)>,
+    /// The exact moment of the next attempt.
+    pub retry: Option<DateTime<Utc>>,
     /// The Secret as this process wrote it, until the watch shows it.
     pub ahead: Option<Ahead>,
     /// `status.runs` as this process wrote it, and when; an object with less has not come through the watch yet.
@@ -35,6 +37,12 @@ pub struct Note {
     pub unverified: Option<(String, Instant)>,
     /// `status.runs` when an object that stood in the way of the last run changed.
     pub unblocked: Option<i64>,
+    /// When an object that it refers to changed last.
+    pub source_changed: Option<Instant>,
+    /// Whether this process has looked at it before.
+    pub met: bool,
+    /// Since when the Secret is missing although status speaks of one.
+    pub absent: Option<Instant>,
     /// Since when a fetch has been due here.
     pub due_since: Option<Instant>,
     /// Failures in a row of the Kubernetes API.
@@ -102,6 +110,13 @@ impl Notes {
         use_note(notes.entry(key.clone()).or_default())
     }
 
+    /// Changes the notes on one TokenCache, if there are any.
+    pub fn with_known(&self, key: &Key, use_note: impl FnOnce(&mut Note)) {
+        if let Some(note) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key) {
+            use_note(note);
+        }
+    }
+
     /// Forgets a TokenCache that is gone, and ends its run.
     pub fn forget(&self, key: &Key) {
         let note = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
@@ -112,7 +127,7 @@ impl Notes {
 
     /// Ends the run that is going on, if any.
     pub fn cancel(&self, key: &Key) {
-        self.with(key, |note| {
+        self.with_known(key, |note| {
             if let Some(cancel) = &note.cancel {
                 cancel.cancel();
             }

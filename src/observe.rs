@@ -13,6 +13,7 @@ use crate::{
     notes::{Ahead, Key, Note, Notes},
     plan::Observed,
     secret::{Lifetime, SealedSecret, is_intact, read},
+    time::ceil,
 };
 
 /// Why a call to the Kubernetes API gave nothing.
@@ -64,13 +65,14 @@ impl ApiError {
 pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: &'a Note) -> Observed<'a> {
     let verified = note.verified.as_ref().map(|(version, intact)| (version.as_str(), *intact));
     let version = metadata.and_then(|metadata| metadata.resource_version.as_ref());
-    let (runs, failures) = cache.status.as_ref().map_or((0, 0), |status| (status.runs, status.failures));
+    let runs = cache.status.as_ref().map_or(0, |status| status.runs);
+    let next_retry_at = cache.status.as_ref().and_then(|status| status.next_retry_at);
     Observed {
         cache,
         invalid: note.checked.as_ref().and_then(|(_, invalid)| invalid.as_ref()),
         secret: read(cache, metadata, verified),
         exact: note.exact.as_ref().filter(|(known, _)| Some(known) == version).map(|(_, lifetime)| *lifetime),
-        exact_retry: note.retry.filter(|(after, _)| *after == failures).map(|(_, at)| at),
+        exact_retry: note.retry.filter(|at| Some(ceil(*at)) == next_retry_at),
         unblocked: note.unblocked == Some(runs),
     }
 }
@@ -80,6 +82,10 @@ pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: 
 pub fn checked(notes: &Notes, key: &Key, cache: &TokenCache) -> Note {
     let generation = cache.metadata.generation.unwrap_or_default();
     notes.with(key, |note| {
+        // Made again under the same name: nothing of what was known holds.
+        if note.uid != cache.metadata.uid {
+            *note = Note { uid: cache.metadata.uid.clone(), ..Note::default() };
+        }
         if note.checked.as_ref().is_none_or(|(of, _)| *of != generation) {
             note.checked = Some((generation, check(cache).err()));
         }
@@ -138,12 +144,18 @@ pub fn note_written(
     version
 }
 
-/// What is remembered after a run was reported.
-pub fn note_reported(notes: &Notes, key: &Key, runs: i64) {
-    notes.with(key, |note| note.reported = Some((runs, Instant::now())));
+/// What is remembered after a run was reported. Where it was refused, `began` says since when its source was looked at:
+/// a change after that may be what it waits for, and was not noticed as such when it came.
+pub fn note_reported(notes: &Notes, key: &Key, runs: i64, began: Option<Instant>) {
+    notes.with(key, |note| {
+        note.reported = Some((runs, Instant::now()));
+        if began.is_some_and(|began| note.source_changed.is_some_and(|changed| changed >= began)) {
+            note.unblocked = Some(runs);
+        }
+    });
 }
 
 /// What is remembered after a failure.
-pub fn note_failed(notes: &Notes, key: &Key, failures: i32, retry_at: DateTime<Utc>) {
-    notes.with(key, |note| note.retry = Some((failures, retry_at)));
+pub fn note_failed(notes: &Notes, key: &Key, retry_at: DateTime<Utc>) {
+    notes.with(key, |note| note.retry = Some(retry_at));
 }

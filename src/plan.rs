@@ -61,6 +61,8 @@ pub enum Why {
     Expired,
     /// The old value expires soon.
     Due,
+    /// What stood in the way of the last run has changed.
+    Unblocked,
 }
 
 impl fmt::Display for Why {
@@ -73,6 +75,7 @@ impl fmt::Display for Why {
             Self::Drifted(how) => return write!(f, "the Secret was changed by another hand: {how}"),
             Self::Expired => "the value expired",
             Self::Due => "the value expires soon",
+            Self::Unblocked => "what stood in the way has changed",
         })
     }
 }
@@ -104,6 +107,13 @@ impl Observed<'_> {
     fn is_requested(&self) -> bool {
         self.open_request().is_some()
             || self.cache.status.as_ref().is_some_and(|status| status.refresh_requested.is_some())
+    }
+
+    /// Whether a Secret with a valid value was deleted, and nothing was tried since.
+    fn is_cleared(&self, now: DateTime<Utc>) -> bool {
+        let Some(status) = &self.cache.status else { return false };
+        let expired = status.expires_at.is_some_and(|expiry| expiry.is_past(now));
+        self.secret == SecretState::Absent && status.fetched_at.is_some() && !expired
     }
 
     fn failures(&self) -> i32 {
@@ -147,11 +157,10 @@ impl Observed<'_> {
         // A lazy fetch that was asked for and failed is repeated while there is no value.
         let wanted = !lazy || self.failures() > 0;
         let Some(stored) = self.stored() else {
-            let had = self.cache.status.as_ref().is_some_and(|status| status.fetched_at.is_some());
             let expired = self.cache.status.as_ref().and_then(|status| status.expires_at);
             let why = match expired {
+                _ if self.is_cleared(now) => Why::Cleared,
                 Some(expired) if expired.is_past(now) => Why::Expired,
-                _ if had => Why::Cleared,
                 _ => Why::First,
             };
             return wanted.then_some((why, now));
@@ -185,16 +194,23 @@ pub fn decide(observed: &Observed<'_>, now: DateTime<Utc>) -> Plan {
     {
         return Plan::RemoveExpired(stored.clone());
     }
-    let refusal = observed.refusal();
-    // A request is met at once, backoff or not, even where the last run was refused: the asker may know better. What
-    // the spec or a foreign Secret forbids, no request allows.
-    if let Some((reason, message)) = &refusal
-        && (!observed.is_requested() || matches!(reason, Reason::InvalidSpec | Reason::SecretNotOwned))
+    // A request is met at once, backoff or not, even where the last run was refused: the asker may know better. So is
+    // the deletion of the Secret, which is a request as well. What the spec or a foreign Secret forbids, none allows.
+    let requested = observed.is_requested();
+    let asked = requested || (observed.is_cleared(now) && cache.spec.refresh.policy == RefreshPolicy::Eager);
+    if let Some((reason, message)) = observed.refusal()
+        && (!asked || reason == Reason::SecretNotOwned || observed.invalid.is_some())
     {
-        return Plan::Refuse(*reason, message.clone());
+        return Plan::Refuse(reason, message);
     }
-    if observed.is_requested() {
+    if requested {
         return Plan::Fetch(Why::Requested);
+    }
+    if asked {
+        return Plan::Fetch(Why::Cleared);
+    }
+    if observed.unblocked && observed.failures() > 0 {
+        return Plan::Fetch(Why::Unblocked);
     }
     let Some((why, at)) = observed.due(now) else { return Plan::Sleep(None) };
     let at = at.max(observed.backoff_until().unwrap_or(at));
@@ -222,12 +238,19 @@ pub fn refresh_at(refresh: &Refresh, lifetime: Lifetime, jitter: f64) -> Option<
     let ExpiresAt::At(expires_at) = lifetime.expires_at else { return None };
     let length = expires_at.signed_duration_since(lifetime.fetched_at).max(TimeDelta::zero());
     let before = match refresh.renew_before {
-        Some(before) if before.as_chrono() < length => before.as_chrono(),
-        // Renewing longer before the end than the value lives would fetch without a pause.
+        Some(before) if keeps(before, length) => before.as_chrono(),
+        // Renewing as long before the end as the value lives would fetch without a pause.
         _ => share(length, f64::from(refresh.percentage()) / 100.0 * (1.0 - jitter / 20.0)),
     };
     let at = later(expires_at, -before);
     Some(if length >= SHORT { floor(at) } else { at })
+}
+
+/// Whether a value of this lifetime can be renewed that long before its end and still rest a while: two seconds, or a
+/// hundredth of a life that is shorter than that would allow.
+#[must_use]
+pub fn keeps(renew_before: crate::api::Duration, length: TimeDelta) -> bool {
+    renew_before.as_chrono() <= length - (length / 100).min(TimeDelta::seconds(2))
 }
 
 /// When this process starts the refresh: for short lifetimes by the exact times, where it knows them, but before the

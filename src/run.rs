@@ -1,9 +1,10 @@
 //! The story of one run: take the Lease, look again, fetch, write, report, release.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -18,8 +19,8 @@ use crate::{
     reason::Reason,
     report::Reporter,
     secret::{Integrity, Lifetime, SecretState, Stored, fetch_hash},
-    status::{Ended, after_run, at_rest},
-    store::{Written, put},
+    status::{Ended, STALLED, after_run, at_rest, condition},
+    store::{Written, put, remove},
     time::{Clock, later},
 };
 
@@ -75,6 +76,9 @@ pub enum RunError {
 
 /// How often a run starts over because another hand wrote to the Secret.
 const ROUNDS: usize = 3;
+
+/// When a run that another one displaced is looked at again.
+const RETRY_LOST: Duration = Duration::from_secs(1);
 
 /// What the Lease is taken for.
 #[must_use]
@@ -140,7 +144,7 @@ impl Runner {
         cancel: &CancellationToken,
         ends: &TaskTracker,
     ) -> Result<Ran, RunError> {
-        for _ in 0..ROUNDS {
+        for round in 1..=ROUNDS {
             // Look again, live: who had the Lease before may have done all that was to do.
             let Some(cache) = live(&self.client, key).await?.filter(|cache| {
                 cache.metadata.uid.as_deref() == Some(&owner.uid) && cache.metadata.deletion_timestamp.is_none()
@@ -156,32 +160,45 @@ impl Runner {
             let why = match decide(&seen, self.clock.now()) {
                 Plan::Fetch(why) => why,
                 // Found only now, since Secrets without the label are not watched. Else status says it already.
-                Plan::Refuse(Reason::SecretNotOwned, message) if !is_reported(&cache, Reason::SecretNotOwned) => {
+                Plan::Refuse(Reason::SecretNotOwned, message) if !is_reported(&seen) => {
                     let failure = Failure::new(Reason::SecretNotOwned, message);
                     self.report_refusal(key, &cache, metadata.as_ref(), &failure).await?;
                     return Ok(Ran::Done);
                 }
+                Plan::RemoveExpired(stored) => {
+                    remove(&self.client, &owner.namespace, cache.secret_name(), &stored).await?;
+                    continue;
+                }
                 _ => return Ok(Ran::NotNeeded),
             };
             let started = Instant::now();
-            let fetched = tokio::select! {
-                biased;
-                () = cancel.cancelled() => return Ok(Ran::Cancelled),
-                () = hold.lost() => Err(lost()),
-                fetched = self.fetcher.fetch_leaving(&cache, ends) => fetched,
+            // A process that was frozen since is told so by the clock before any timer runs.
+            let fetched = if hold.is_lost() {
+                Err(lost())
+            } else {
+                tokio::select! {
+                    biased;
+                    () = cancel.cancelled() => return Ok(Ran::Cancelled),
+                    () = hold.lost() => Err(lost()),
+                    fetched = self.fetcher.fetch_leaving(&cache, ends) => fetched,
+                }
             };
             let fetched_at = self.clock.now();
-            // A process that was frozen is told so by the clock before any timer runs.
             let fetched = if hold.is_lost() { Err(lost()) } else { fetched };
             let result = match fetched {
                 Ok(fetched) => {
                     let lifetime = Lifetime { fetched_at, expires_at: fetched.expires_at };
-                    match self.write(&cache, owner, metadata.as_ref(), &fetched, lifetime).await {
+                    let write = self.write(&cache, owner, metadata.as_ref(), &fetched, lifetime);
+                    let written = tokio::select! {
+                        written = write => written,
+                        () = hold.lost() => Err(lost()),
+                    };
+                    match written {
                         Ok(Written::Done(written)) => {
                             Ok((note_written(&self.notes, key, metadata, *written, lifetime), lifetime))
                         }
                         // The result is dropped and the plan made anew.
-                        Ok(Written::Conflict) => {
+                        Ok(Written::Conflict) if round < ROUNDS => {
                             tracing::info!(
                                 namespace = key.0,
                                 name = key.1,
@@ -189,15 +206,25 @@ impl Runner {
                             );
                             continue;
                         }
+                        Ok(Written::Conflict) => Err(Failure::new(
+                            Reason::WriteFailed,
+                            format!("the Secret {}/{} keeps being changed by another hand", key.0, cache.secret_name()),
+                        )),
                         Err(failure) => Err(failure),
                     }
                 }
                 Err(failure) => Err(failure),
             };
-            self.finish(key, &seen, &why, result, started.elapsed()).await?;
+            // Whoever lost the Lease to another run leaves the word to that one.
+            let lost = matches!(&result, Err(failure) if failure.reason == Reason::LockLost);
+            if lost && !hold.is_still_mine().await {
+                tracing::warn!(namespace = key.0, name = key.1, "the run was cancelled, since its Lease was lost");
+                return Ok(Ran::Busy { retry_in: RETRY_LOST, holder: String::new() });
+            }
+            self.finish(key, &seen, &why, result, started, lost).await?;
             return Ok(Ran::Done);
         }
-        Ok(Ran::Busy { retry_in: Duration::from_secs(1), holder: "whoever keeps changing the Secret".into() })
+        Ok(Ran::Busy { retry_in: RETRY_LOST, holder: String::new() })
     }
 
     async fn write(
@@ -224,8 +251,10 @@ impl Runner {
         seen: &Observed<'_>,
         why: &Why,
         result: Result<(String, Lifetime), Failure>,
-        took: Duration,
+        started: Instant,
+        lost: bool,
     ) -> Result<(), RunError> {
+        let took = started.elapsed();
         let now = self.clock.now();
         let before = seen.cache.status.clone().unwrap_or_default();
         let mut left = seen.clone();
@@ -249,14 +278,13 @@ impl Runner {
                 let retry = &seen.cache.spec.retry;
                 let wait = backoff(failures, retry.initial(), retry.max(), rand::random(), failure.retry_after);
                 let at = later(now, chrono::TimeDelta::from_std(wait).unwrap_or_default());
-                note_failed(&self.notes, key, failures, at);
+                note_failed(&self.notes, key, at);
                 next_retry_at = Some(at);
             }
         }
-        // The refusal of the last run, if any, is answered by this one.
-        left.unblocked = false;
         let ended = Ended {
             by: self.locks.replica(),
+            generation: seen.cache.metadata.generation,
             failure: result.as_ref().err(),
             next_retry_at,
             answered: seen.open_request(),
@@ -266,12 +294,13 @@ impl Runner {
         self.metrics.fetched(source, result.as_ref().map(|_| ()).map_err(|failure| failure.reason), took);
         log(key, source, why, &result, took);
         let wanted = |cache: &TokenCache| {
-            // Another run ended meanwhile, so this one is older than what status says.
+            // Of two runs that both ended, the one that lost its Lease is the older.
             let runs = cache.status.as_ref().map_or(0, |status| status.runs);
-            (runs == before.runs).then(|| after_run(&Observed { cache, ..left.clone() }, &ended, now))
+            (!lost || runs == before.runs).then(|| after_run(&Observed { cache, ..left.clone() }, &ended, now))
         };
         if self.reporter.report(key, seen.cache, wanted).await? {
-            note_reported(&self.notes, key, before.runs + 1);
+            let refused = result.as_ref().err().is_some_and(|failure| failure.reason.is_refusal());
+            note_reported(&self.notes, key, before.runs + 1, refused.then_some(started));
         }
         self.announce(seen.cache, why, before.failures, &result).await;
         Ok(())
@@ -315,10 +344,12 @@ impl Runner {
         let now = self.clock.now();
         let note = checked(&self.notes, key, cache);
         let runs = cache.status.as_ref().map_or(0, |status| status.runs);
+        let generation = cache.metadata.generation;
         let wanted = |cache: &TokenCache| {
             let seen = observed(cache, metadata, &note);
             let ended = Ended {
                 by: self.locks.replica(),
+                generation,
                 failure: Some(failure),
                 next_retry_at: None,
                 answered: seen.open_request(),
@@ -328,7 +359,7 @@ impl Runner {
             (now_runs == runs).then(|| after_run(&seen, &ended, now))
         };
         if self.reporter.report(key, cache, wanted).await? {
-            note_reported(&self.notes, key, runs + 1);
+            note_reported(&self.notes, key, runs + 1, None);
         }
         Ok(())
     }
@@ -364,9 +395,13 @@ fn lost() -> Failure {
     )
 }
 
-fn is_reported(cache: &TokenCache, reason: Reason) -> bool {
-    let failure = cache.status.as_ref().and_then(|status| status.last_failure.as_ref().filter(|_| status.failures > 0));
-    failure.is_some_and(|failure| failure.reason == reason.as_str())
+/// Whether status says of this very spec that a foreign Secret stands in the way.
+fn is_reported(seen: &Observed<'_>) -> bool {
+    let stalled = condition(seen.cache.status.as_ref(), STALLED);
+    let observed = seen.cache.status.as_ref().and_then(|status| status.observed_generation);
+    stalled == Some(("True", Reason::SecretNotOwned.as_str()))
+        && observed == seen.cache.metadata.generation
+        && !seen.unblocked
 }
 
 fn log(key: &Key, source: &str, why: &Why, result: &Result<(String, Lifetime), Failure>, took: Duration) {

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use crate::{
     api::{LastFailure, RefreshPolicy, RetentionPolicy, TokenCacheStatus},
     fetch::Failure,
-    plan::{Observed, jitter, refresh_at},
+    plan::{Observed, jitter, keeps, refresh_at},
     reason::Reason,
     secret::SecretState,
     time::{ceil, floor, rfc3339, to_kube},
@@ -22,6 +22,8 @@ pub const STALLED: &str = "Stalled";
 pub struct Ended<'a> {
     /// Who ran.
     pub by: &'a str,
+    /// The generation of the spec that it ran.
+    pub generation: Option<i64>,
     /// Nothing where a value was written, else why not.
     pub failure: Option<&'a Failure>,
     /// When it is tried again.
@@ -61,7 +63,8 @@ pub fn after_run(observed: &Observed<'_>, ended: &Ended<'_>, now: DateTime<Utc>)
     if let Some(version) = ended.written {
         status.secret_resource_version = Some(version.to_owned());
     }
-    status.observed_generation = observed.cache.metadata.generation;
+    // The object may have been edited during the run: that generation is still to be dealt with.
+    status.observed_generation = ended.generation;
     derive(observed, status, now)
 }
 
@@ -86,7 +89,8 @@ fn derive(observed: &Observed<'_>, mut status: TokenCacheStatus, now: DateTime<U
     // The facts that the sentences are made from must be those of the new status, not of the old.
     let mut cache = observed.cache.clone();
     cache.status = Some(status.clone());
-    let observed = Observed { cache: &cache, ..observed.clone() };
+    // What only this process knows must not show, or replicas would overwrite each other.
+    let observed = Observed { cache: &cache, unblocked: false, ..observed.clone() };
     match observed.lifetime() {
         Some(lifetime) => {
             status.expires_at = Some(lifetime.expires_at);
@@ -170,7 +174,7 @@ fn renew_before_note(observed: &Observed<'_>) -> String {
     let Some(lifetime) = observed.lifetime() else { return String::new() };
     let Some(expires_at) = lifetime.expires_at.moment() else { return String::new() };
     let length = expires_at.signed_duration_since(lifetime.fetched_at);
-    if before.as_chrono() < length {
+    if keeps(before, length) {
         return String::new();
     }
     format!(

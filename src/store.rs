@@ -10,7 +10,10 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    api::{TokenCache, names::FIELD_MANAGER},
+    api::{
+        ExpiresAt, TokenCache,
+        names::{ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, FIELD_MANAGER},
+    },
     lock::Owner,
     observe::{ApiError, limited, live_secret},
     secret::{Lifetime, SealedSecret, SecretBytes, SecretState, Stored, desired, read},
@@ -46,6 +49,8 @@ pub async fn put(
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     let mut exists = found.is_some();
     let mut tries = 0;
+    // Whether a try before may have been carried out although it was not answered.
+    let mut unanswered = false;
     loop {
         let result = if exists {
             limited(api.replace(name, &params, &secret)).await
@@ -56,6 +61,13 @@ pub async fn put(
         match result {
             Ok(written) => return Ok(Written::Done(Box::new(written.metadata))),
             Err(error) => match error.code() {
+                Some(409) if unanswered => {
+                    let metadata = live_secret(client, &owner.namespace, name).await?;
+                    return Ok(match metadata.filter(|metadata| is_same_write(metadata, &secret.metadata)) {
+                        Some(metadata) => Written::Done(Box::new(metadata)),
+                        None => Written::Conflict,
+                    });
+                }
                 Some(409) => return Ok(Written::Conflict),
                 // It was removed because its value had expired; else somebody cleared it, and wants a newer value.
                 Some(404) if exists && expired(found, lifetime) => {
@@ -65,14 +77,18 @@ pub async fn put(
                 Some(404) if exists => return Ok(Written::Conflict),
                 // The type cannot be changed, nor anything of an immutable Secret: it must be made anew. Whether that
                 // would be accepted is asked before the old one is deleted.
-                Some(422) if exists => {
+                Some(422) if exists && found.is_none_or(|found| found.finalizers.iter().flatten().next().is_none()) => {
                     let seen = secret.metadata.clone();
                     detach(&mut secret);
                     try_out(&api, &params, &secret).await?;
-                    delete(&api, name, &seen).await?;
+                    match delete(&api, name, &seen).await {
+                        Err(error) if error.code() == Some(409) => return Ok(Written::Conflict),
+                        deleted => deleted?,
+                    }
                     exists = false;
                 }
-                Some(429 | 500..) | None if tries < TRIES => {
+                code @ (Some(429 | 500..) | None) if tries < TRIES => {
+                    unanswered |= code != Some(429);
                     tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(tries)).await;
                 }
                 _ => return Err(error),
@@ -83,10 +99,16 @@ pub async fn put(
 
 fn expired(found: Option<&ObjectMeta>, lifetime: Lifetime) -> bool {
     let annotations = found.and_then(|found| found.annotations.as_ref());
-    let expires_at = annotations.and_then(|map| map.get(crate::api::names::ANNOTATION_EXPIRES_AT));
-    expires_at
-        .and_then(|text| text.parse::<crate::api::ExpiresAt>().ok())
-        .is_some_and(|expiry| expiry < lifetime.expires_at && expiry.moment() <= lifetime.expires_at.moment())
+    let expires_at = annotations.and_then(|map| map.get(ANNOTATION_EXPIRES_AT));
+    expires_at.and_then(|text| text.parse::<ExpiresAt>().ok()).is_some_and(|expiry| expiry.is_past(lifetime.fetched_at))
+}
+
+/// Whether this is the very Secret that was sent: its hash is over the value and the moment of the fetch.
+fn is_same_write(found: &ObjectMeta, sent: &ObjectMeta) -> bool {
+    let hash =
+        |metadata: &ObjectMeta| metadata.annotations.as_ref().and_then(|map| map.get(ANNOTATION_DATA_HASH)).cloned();
+    let owners = |metadata: &ObjectMeta| metadata.owner_references.clone();
+    hash(found) == hash(sent) && owners(found) == owners(sent)
 }
 
 fn detach(secret: &mut SealedSecret) {
@@ -141,16 +163,16 @@ pub async fn remove_former(client: &Client, cache: &TokenCache, name: &str) -> R
     }
 }
 
-/// Takes the TokenCache's owner reference off its Secret, so that the Secret outlives it.
+/// Takes the owner reference of the TokenCache with this metadata off its Secret, so that the Secret outlives it.
 ///
 /// # Errors
 /// When the API server fails, or the Secret was changed meanwhile.
-pub async fn set_free(client: &Client, cache: &TokenCache, name: &str) -> Result<(), ApiError> {
-    let namespace = cache.metadata.namespace.as_deref().unwrap_or_default();
+pub async fn set_free(client: &Client, cache: &ObjectMeta, name: &str) -> Result<(), ApiError> {
+    let namespace = cache.namespace.as_deref().unwrap_or_default();
     let Some(metadata) = live_secret(client, namespace, name).await? else { return Ok(()) };
     let mut owners = metadata.owner_references.unwrap_or_default();
     let before = owners.len();
-    owners.retain(|owner| Some(&owner.uid) != cache.metadata.uid.as_ref());
+    owners.retain(|owner| Some(&owner.uid) != cache.uid.as_ref());
     if owners.len() == before {
         return Ok(());
     }

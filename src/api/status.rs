@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::ExpiresAt;
 use crate::time::rfc3339_option;
@@ -22,7 +22,7 @@ pub struct TokenCacheStatus {
     pub conditions: Vec<Condition>,
 
     /// When the value in the Secret expires: RFC 3339, or never.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "if_readable", skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<ExpiresAt>,
 
     /// When the value in the Secret was fetched.
@@ -76,6 +76,11 @@ pub struct TokenCacheStatus {
     /// Who did the last run: the identity of the controller, by default its host or pod name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_run_by: Option<String>,
+}
+
+/// A status can be lost and rebuilt: what somebody wrote into it must not make the object unreadable.
+fn if_readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ExpiresAt>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.and_then(|text| text.parse().ok()))
 }
 
 /// A failed run.

@@ -3,7 +3,9 @@
 
 use std::sync::LazyLock;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::{
     CustomResourceExt as _,
     core::cel::{CompiledSchema, Validator, compile_schema},
@@ -32,15 +34,29 @@ impl Invalid {
 #[must_use]
 pub fn crd() -> CustomResourceDefinition {
     let mut crd = TokenCache::crd();
-    // `kubectl describe` and `explain` show the short name from here; the status and scale parts are kube's.
     crd.metadata.labels = Some([("app.kubernetes.io/name".to_owned(), "tokencache".to_owned())].into());
+    for version in &mut crd.spec.versions {
+        if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            forbid_null(schema);
+        }
+    }
     crd
+}
+
+/// An optional field is left out, not null: the API server then drops a null, and `has()` in the rules means what it
+/// says.
+fn forbid_null(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(forbid_null);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        forbid_null(items);
+    }
 }
 
 static RULES: LazyLock<CompiledSchema> = LazyLock::new(|| compile_schema(&schema()));
 
 fn schema() -> serde_json::Value {
-    let schema = TokenCache::crd().spec.versions.into_iter().next().and_then(|version| version.schema);
+    let schema = crd().spec.versions.into_iter().next().and_then(|version| version.schema);
     serde_json::to_value(schema.and_then(|schema| schema.open_api_v3_schema)).unwrap_or_default()
 }
 

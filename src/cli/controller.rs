@@ -36,7 +36,7 @@ pub(super) struct Flags {
     /// Runs at once; a quarter of them may go to one destination
     #[arg(long, env = "TOKENCACHE_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
-    /// How long a Lease outlives the controller that died while it held it; at least 1s
+    /// How long a Lease outlives the controller that died while it held it; whole seconds, 1s to 1h
     #[arg(long, env = "TOKENCACHE_LEASE_DURATION", default_value = "15s")]
     lease_duration: api::Duration,
     /// Addresses that may be connected to although they are loopback, link-local or a cloud's metadata; may be repeated
@@ -72,8 +72,8 @@ const LAST_MOMENT: Duration = Duration::from_secs(9);
 pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitCode> {
     start_log(flags.log_format)?;
     let lease_duration = flags.lease_duration.as_std();
-    if lease_duration.as_secs() < 1 || lease_duration.subsec_nanos() > 0 {
-        bail!("--lease-duration {}: write whole seconds, at least 1s", flags.lease_duration);
+    if !(1..=3600).contains(&lease_duration.as_secs()) || lease_duration.subsec_nanos() > 0 {
+        bail!("--lease-duration {}: write whole seconds, from 1s to 1h", flags.lease_duration);
     }
     let config = cluster.config().await?;
     let server = config.cluster_url.clone();

@@ -103,8 +103,10 @@ impl Cluster {
 /// The libraries that see requests and answers are held at `info`: below it some of them print headers and bodies, and
 /// with these, credentials.
 fn start_log(format: LogFormat) -> anyhow::Result<()> {
-    const HELD: [&str; 9] = ["h2", "hyper", "hyper_util", "rustls", "reqwest", "tower", "kube_client", "tonic", "axum"];
+    const HELD: [&str; 8] = ["h2", "hyper", "hyper_util", "rustls", "reqwest", "tower", "kube_client", "axum"];
     let wanted = std::env::var("TOKENCACHE_LOG").unwrap_or_default();
+    let of_held = |directive: &&str| HELD.iter().any(|library| directive.trim().starts_with(library));
+    let wanted = wanted.split(',').filter(|directive| !of_held(directive)).collect::<Vec<_>>().join(",");
     let mut filter =
         EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(&wanted).with_context(|| {
             format!("TOKENCACHE_LOG={wanted:?} is not a filter: write it like debug, or tokencache=trace")
@@ -114,6 +116,8 @@ fn start_log(format: LogFormat) -> anyhow::Result<()> {
             filter = filter.add_directive(format!("{library}=info").parse()?);
         }
     }
+    // It prints an answer that it cannot parse.
+    filter = filter.add_directive("kube_client=error".parse()?);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => log.json().init(),

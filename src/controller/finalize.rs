@@ -1,5 +1,6 @@
 //! `target.deletionPolicy: Retain`: a finalizer sets the Secret free before its TokenCache goes.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
@@ -25,23 +26,28 @@ pub(super) async fn finalize(client: &Client, cache: &TokenCache) -> Result<bool
         if has {
             if retains {
                 let known = cache.status.as_ref().and_then(|status| status.secret_name.as_deref());
-                set_free(client, cache, known.unwrap_or_else(|| cache.secret_name())).await?;
+                set_free(client, &cache.metadata, known.unwrap_or_else(|| cache.secret_name())).await?;
             }
-            set(client, cache, without()).await?;
+            set(client, &cache.metadata, without()).await?;
         }
         return Ok(true);
     }
     match (retains, has) {
-        (true, false) => set(client, cache, [finalizers.clone(), vec![FINALIZER.to_owned()]].concat()).await?,
-        (false, true) => set(client, cache, without()).await?,
+        (true, false) => {
+            set(client, &cache.metadata, [finalizers.clone(), vec![FINALIZER.to_owned()]].concat()).await?
+        }
+        (false, true) => set(client, &cache.metadata, without()).await?,
         _ => return Ok(false),
     }
     // The watch brings the object as it is now.
     Ok(true)
 }
 
-async fn set(client: &Client, cache: &TokenCache, finalizers: Vec<String>) -> Result<(), ApiError> {
-    let metadata = &cache.metadata;
+/// Replaces the finalizers.
+///
+/// # Errors
+/// When the API server fails.
+pub(super) async fn set(client: &Client, metadata: &ObjectMeta, finalizers: Vec<String>) -> Result<(), ApiError> {
     let patch = json!({ "metadata": {
         "uid": metadata.uid, "resourceVersion": metadata.resource_version, "finalizers": finalizers,
     }});

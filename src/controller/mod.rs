@@ -2,6 +2,7 @@
 
 mod finalize;
 mod tend;
+mod unread;
 mod watch;
 
 use std::time::Duration;
@@ -87,7 +88,11 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
         }
         () = stop.begin.cancelled() => {}
     }
-    stop.begin.cancelled().await;
+    tokio::select! {
+        () = stop.begin.cancelled() => {}
+        // A controller that no longer watches must not look alive: the caller ends the process.
+        _ = watching.join_next() => return,
+    }
     readiness.send_replace(Some("stopping".into()));
     let ended = async { while watching.join_next().await.is_some() {} };
     tokio::pin!(ended);

@@ -2,43 +2,40 @@
 
 use std::{
     convert::Infallible,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use chrono::TimeDelta;
+use futures::FutureExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{
-    Api, Resource as _,
-    api::{Patch, PatchParams},
-    runtime::{
-        controller::Action,
-        reflector::{ObjectRef, Store},
-    },
+use kube::runtime::{
+    controller::Action,
+    reflector::{ObjectRef, Store},
 };
-use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Stop,
     finalize::finalize,
-    watch::{Guarded, SecretMeta, key},
+    watch::{Guarded, SecretMeta, key, waits_for_source},
 };
 use crate::{
     api::TokenCache,
     fetch::destination,
     limits::Limits,
     notes::{Key, Note},
-    observe::{ApiError, checked, limited, live_secret, observed, verify},
+    observe::{ApiError, checked, live_secret, observed, verify},
     peers,
     plan::{Observed, Plan, Why, backoff, decide},
     reason::Reason,
     run::{Ran, RunError, Runner, owner},
     secret::{Integrity, SecretState, read},
-    status::{READY, STALLED, at_expiry, condition},
+    status::{READY, at_expiry, condition},
     store::remove,
-    time::{rfc3339, until},
+    time::until,
 };
 
 /// The other replicas, shared by all that tend.
@@ -77,6 +74,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long somebody else's write to a Secret waits to be explained by a status before its data is read.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How often a Lease that somebody else holds is looked at.
+const BUSY: Duration = Duration::from_secs(5);
 /// How often an object that stands in the way and is not watched is looked at.
 const RECHECK: Duration = Duration::from_secs(10);
 /// How long a first run may take before status says that it goes on.
@@ -86,7 +85,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(super) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Infallible> {
     let key = key(&*object);
     let notes = &context.runner.notes;
-    let wake = match context.tend(&object, &key).await {
+    // A panic would end the watch of all.
+    let tended = AssertUnwindSafe(context.tend(&object, &key)).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(namespace = key.0, name = key.1, "a fault of this program kept the object from being tended");
+        Ok(Some(RECHECK))
+    });
+    let wake = match tended {
         Ok(wake) => {
             notes.with(&key, |note| note.api_failures = 0);
             wake
@@ -112,7 +116,10 @@ impl Context {
             Err(undecodable) => return Ok(self.report_undecodable(key, object, &undecodable.error).await?),
         };
         // Before the first list of the Secrets has come, every Secret would seem absent.
-        self.secrets_synced.cancelled().await;
+        tokio::select! {
+            () = self.secrets_synced.cancelled() => {}
+            () = self.stop.begin.cancelled() => return Ok(None),
+        }
         if finalize(&self.runner.client, cache).await? {
             return Ok(None);
         }
@@ -121,6 +128,7 @@ impl Context {
             return Ok(Some(LOOK_AGAIN));
         }
         let metadata = self.secret_metadata(key, cache, &note);
+        self.meet(key, cache, &mut note);
         let settle = self.verify(key, cache, metadata.as_deref(), &mut note).await?;
         let recheck = self.recheck(key, cache, metadata.as_deref(), &mut note).await?;
         let seen = observed(cache, metadata.as_deref(), &note);
@@ -132,11 +140,16 @@ impl Context {
         let wake = match plan {
             Plan::Fetch(why) => self.fetch(key, cache, &seen, metadata.clone(), &why).await?,
             Plan::Sleep(at) => {
-                self.runner.rest(key, &seen).await?;
+                // What the watch has not brought yet must not be reported as if it were gone or changed.
+                if settle.is_none() {
+                    self.runner.rest(key, &seen).await?;
+                }
                 at.map(|at| until(at, now))
             }
             Plan::Refuse(..) => {
-                self.runner.rest(key, &seen).await?;
+                if settle.is_none() {
+                    self.runner.rest(key, &seen).await?;
+                }
                 None
             }
             Plan::RemoveExpired(stored) => {
@@ -165,8 +178,17 @@ impl Context {
         metadata: Option<&ObjectMeta>,
         note: &mut Note,
     ) -> Result<Option<Duration>, ApiError> {
-        let SecretState::Owned(stored) = observed(cache, metadata, note).secret else { return Ok(None) };
-        if stored.integrity != Integrity::Unverified || cache.spec.suspend {
+        let written = cache.status.as_ref().and_then(|status| status.secret_resource_version.as_ref());
+        let stored = match observed(cache, metadata, note).secret {
+            SecretState::Owned(stored) => stored,
+            SecretState::Absent if written.is_some() => {
+                let since = self.runner.notes.with(key, |note| *note.absent.get_or_insert_with(Instant::now));
+                return Ok(SETTLE.checked_sub(since.elapsed()).filter(|left| !left.is_zero()));
+            }
+            SecretState::Absent | SecretState::Foreign(_) => return Ok(None),
+        };
+        self.runner.notes.with(key, |note| note.absent = None);
+        if stored.integrity != Integrity::Unverified {
             return Ok(None);
         }
         let version = stored.resource_version;
@@ -180,11 +202,29 @@ impl Context {
             return Ok(Some(SETTLE - waited));
         }
         let verified = verify(&self.runner.client, &key.0, cache.secret_name()).await?;
+        let is_current = verified.as_ref().is_some_and(|(read, _)| *read == version);
         *note = self.runner.notes.with(key, |note| {
             note.verified = verified;
             note.clone()
         });
-        Ok(None)
+        // Else the watch is behind.
+        Ok((!is_current).then_some(LOOK_AGAIN))
+    }
+
+    /// What a process finds refused when it first meets an object, it tries once: what stood in the way may have changed
+    /// while nobody watched.
+    fn meet(&self, key: &Key, cache: &TokenCache, note: &mut Note) {
+        if note.met {
+            return;
+        }
+        let status = cache.status.as_ref().filter(|status| status.failures > 0);
+        let waiting = status
+            .filter(|status| status.last_failure.as_ref().is_some_and(|failure| waits_for_source(&failure.reason)));
+        *note = self.runner.notes.with(key, |note| {
+            note.met = true;
+            note.unblocked = waiting.map(|status| status.runs).or(note.unblocked);
+            note.clone()
+        });
     }
 
     /// Looks whether a Secret or Lease that is not watched still stands in the way.
@@ -233,7 +273,9 @@ impl Context {
         }
         tracing::debug!(namespace = key.0, name = key.1, %why, "a fetch is due");
         let ran = self.run(key, cache, seen, metadata).await?;
-        self.runner.notes.with(key, |note| note.due_since = None);
+        if !matches!(ran, Ran::Busy { .. }) {
+            self.runner.notes.with(key, |note| note.due_since = None);
+        }
         Ok(match ran {
             // The watch brings what was reported, and with it the next look; this is for when it does not.
             Ran::Done | Ran::NotNeeded => Some(LOOK_AGAIN),
@@ -244,7 +286,8 @@ impl Context {
                 {
                     self.peers.saw(replica, Instant::now());
                 }
-                Some(retry_in)
+                // Looked at in between, so that a renewal is seen when it comes and not a duration later.
+                Some(retry_in.min(BUSY))
             }
             Ran::Cancelled => None,
         })
@@ -325,40 +368,6 @@ impl Context {
             (current == runs).then(|| at_expiry(&Observed { cache, ..seen.clone() }, now))
         };
         self.runner.reporter.report(key, cache, wanted).await.map(|_| ())
-    }
-
-    /// An object that cannot be decoded, since its definition in the cluster is older or newer than this controller.
-    async fn report_undecodable(
-        &self,
-        key: &Key,
-        object: &Guarded,
-        complaint: &str,
-    ) -> Result<Option<Duration>, ApiError> {
-        let complaint = format!("this controller cannot read the object: {complaint}; is its definition up to date?");
-        let known = self.runner.notes.with(key, |note| note.undecodable.replace(complaint.clone()));
-        if known.as_ref() == Some(&complaint) {
-            return Ok(None);
-        }
-        tracing::warn!(namespace = key.0, name = key.1, complaint, "undecodable");
-        let now = rfc3339(self.runner.clock.now());
-        let condition = |type_: &str, status: &str| {
-            json!({
-                "type": type_, "status": status, "reason": Reason::InvalidSpec.as_str(), "message": complaint,
-                "lastTransitionTime": now, "observedGeneration": object.meta().generation,
-            })
-        };
-        let patch = json!({
-            "metadata": { "resourceVersion": object.meta().resource_version },
-            "status": { "conditions": [condition(READY, "False"), condition(STALLED, "True")] },
-        });
-        let api = Api::<Guarded>::namespaced(self.runner.client.clone(), &key.0);
-        match limited(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch))).await {
-            Err(error) if !matches!(error.code(), Some(404 | 409)) => {
-                self.runner.notes.with(key, |note| note.undecodable = None);
-                Err(error)
-            }
-            _ => Ok(None),
-        }
     }
 }
 

@@ -27,10 +27,11 @@ use crate::{
     },
     fetch::{Reference, ReferenceKind, references},
     limits::Limits,
+    lock::Locks,
     notes::{Key, Notes},
     reason::Reason,
     references::References,
-    run::Runner,
+    run::{Runner, owner},
 };
 
 /// A TokenCache, or the complaint about one that cannot be decoded: one bad object does not end the watch.
@@ -59,7 +60,8 @@ impl Start {
 
     /// Watches and tends until the stop; tells when all has been listed once.
     pub(super) async fn run(self, ready: oneshot::Sender<()>) {
-        let index = References::default();
+        // What each refers to, and which Secret each writes.
+        let (index, targets) = (References::default(), References::default());
         let notes = self.runner.notes.clone();
 
         // Not by `Store::wait_until_ready`: of several that wait so, kube wakes only one.
@@ -67,17 +69,26 @@ impl Start {
 
         let (caches, caches_writer) = reflector::store::<Guarded>();
         let watched_caches = {
-            let (index, notes, peers) = (index.clone(), notes.clone(), self.peers.clone());
+            let books = Books {
+                known: caches.clone(),
+                references: index.clone(),
+                targets: targets.clone(),
+                notes: notes.clone(),
+                peers: self.peers.clone(),
+                locks: self.runner.locks.clone(),
+            };
             kube::runtime::watcher(self.api::<Guarded>(), watcher::Config::default())
                 .default_backoff()
                 .modify(slim)
-                .inspect_ok(move |event| cache_event(event, &index, &notes, &peers))
+                .inspect_ok(move |event| books.keep(event))
                 .inspect_err(|error| log_watch("TokenCaches", error))
                 .reflect(caches_writer)
                 .inspect_ok(tell_synced(&caches_synced))
                 .applied_objects()
         };
 
+        // A Secret that vanished while the watch was broken is told by no event, so after each list all are looked at.
+        let (listed, after_list) = futures::channel::mpsc::unbounded();
         let (secrets, secrets_writer) = reflector::store::<SecretMeta>();
         let managed = watcher::Config::default().labels(&format!("{LABEL_MANAGED}=true"));
         let watched_secrets = {
@@ -89,6 +100,12 @@ impl Start {
                 .inspect_err(|error| log_watch("Secrets", error))
                 .reflect(secrets_writer)
                 .inspect_ok(tell_synced(&secrets_synced))
+                .inspect_ok(move |event| {
+                    if matches!(event, Event::InitDone) {
+                        // Nobody listens any more only when the controller has ended.
+                        let _ = listed.unbounded_send(());
+                    }
+                })
                 .touched_objects()
         };
 
@@ -132,8 +149,9 @@ impl Start {
             let _ = ready.send(());
         });
         Controller::for_stream(watched_caches, context.caches.clone())
-            .owns_stream(watched_secrets)
+            .watches_stream(watched_secrets, move |secret| concerned(&secret, &targets))
             .reconcile_on(unblocked)
+            .reconcile_all_on(after_list)
             .graceful_shutdown_on(self.stop.begin.clone().cancelled_owned())
             .run(reconcile, |_, error, _| match *error {}, context)
             .for_each(|result| async {
@@ -170,31 +188,73 @@ pub(super) fn key(object: &impl Resource) -> Key {
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
-/// Keeps the index and the notes in step with the TokenCaches, ends runs that are not wanted any more, and learns who
-/// else is at work.
-fn cache_event(event: &Event<Guarded>, index: &References, notes: &Notes, peers: &Peers) {
-    match event {
-        Event::Apply(object) | Event::InitApply(object) => {
-            let key = key(object);
-            let Ok(cache) = &object.0 else { return };
-            index.set(&key, references(&cache.spec));
-            if cache.spec.suspend || cache.metadata.deletion_timestamp.is_some() {
-                notes.cancel(&key);
+/// What is kept in step with the TokenCaches as the watch brings them.
+struct Books {
+    known: Store<Guarded>,
+    references: References,
+    targets: References,
+    notes: Notes,
+    peers: Peers,
+    locks: Locks,
+}
+
+impl Books {
+    /// Follows an event; ends runs that are not wanted any more, and learns who else is at work.
+    fn keep(&self, event: &Event<Guarded>) {
+        match event {
+            Event::Apply(object) | Event::InitApply(object) => {
+                let key = key(object);
+                let Ok(cache) = &object.0 else { return };
+                self.references.set(&key, references(&cache.spec));
+                self.targets.set(&key, vec![secret_named(cache.secret_name())]);
+                if cache.spec.suspend || cache.metadata.deletion_timestamp.is_some() {
+                    self.notes.cancel(&key);
+                }
+                // Only a run that has just ended tells of a replica that is at work.
+                if matches!(event, Event::Apply(_))
+                    && let Some(status) = &cache.status
+                    && let Some(replica) = &status.last_run_by
+                    && self.known.get(&ObjectRef::from_obj(object)).is_some_and(|known| runs(&known) < status.runs)
+                {
+                    self.peers.saw(replica, Instant::now());
+                }
             }
-            // The first list tells of replicas that may be long gone.
-            if matches!(event, Event::Apply(_))
-                && let Some(replica) = cache.status.as_ref().and_then(|status| status.last_run_by.as_ref())
-            {
-                peers.saw(replica, Instant::now());
+            Event::Delete(object) => {
+                let key = key(object);
+                self.references.set(&key, Vec::new());
+                self.targets.set(&key, Vec::new());
+                self.notes.forget(&key);
+                if let Ok(cache) = &object.0 {
+                    self.locks.forget(&owner(cache));
+                }
             }
+            Event::Init | Event::InitDone => {}
         }
-        Event::Delete(object) => {
-            let key = key(object);
-            index.set(&key, Vec::new());
-            notes.forget(&key);
-        }
-        Event::Init | Event::InitDone => {}
     }
+}
+
+fn runs(object: &Guarded) -> i64 {
+    object.0.as_ref().ok().and_then(|cache| cache.status.as_ref()).map_or(0, |status| status.runs)
+}
+
+fn secret_named(name: &str) -> Reference {
+    Reference { kind: ReferenceKind::Secret, name: name.to_owned() }
+}
+
+/// The TokenCaches that a Secret concerns: its owner, and those that would write it if it were not somebody else's.
+fn concerned(secret: &SecretMeta, targets: &References) -> Vec<ObjectRef<Guarded>> {
+    let namespace = secret.namespace().unwrap_or_default();
+    let mut names = targets.to(&namespace, &secret_named(&secret.name_any()));
+    names.extend(owner_of(secret));
+    names.sort_unstable();
+    names.dedup();
+    names.iter().map(|name| ObjectRef::new(name).within(&namespace)).collect()
+}
+
+/// The name of the TokenCache that owns a Secret.
+fn owner_of(secret: &SecretMeta) -> Option<String> {
+    let owner = secret.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    (owner.kind == "TokenCache").then(|| owner.name.clone())
 }
 
 fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
@@ -203,10 +263,9 @@ fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
         Event::Delete(object) => (object, None),
         Event::Init | Event::InitDone => return,
     };
-    let owner = object.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-    if let Some(owner) = owner.filter(|owner| owner.kind == "TokenCache") {
-        let key = (object.metadata.namespace.clone().unwrap_or_default(), owner.name.clone());
-        notes.with(&key, |note| note.watched(object.metadata.name.as_deref(), version));
+    if let Some(owner) = owner_of(object) {
+        let key = (object.metadata.namespace.clone().unwrap_or_default(), owner);
+        notes.with_known(&key, |note| note.watched(object.metadata.name.as_deref(), version));
     }
 }
 
@@ -229,18 +288,26 @@ fn unblock(
     reference: &Reference,
 ) -> Vec<ObjectRef<Guarded>> {
     let waits = |name: &String| {
+        // A run that is under way may have looked just before.
+        notes.with_known(&(namespace.to_owned(), name.clone()), |note| note.source_changed = Some(Instant::now()));
         let at = ObjectRef::<Guarded>::new(name).within(namespace);
         let object = caches.get(&at)?;
         let status = object.0.as_ref().ok()?.status.as_ref()?;
         let failure = status.last_failure.as_ref().filter(|_| status.failures > 0)?;
-        let concerns = [Reason::SourceNotFound, Reason::SourceNotAllowed, Reason::Rejected, Reason::TlsFailed];
-        if !concerns.iter().any(|reason| reason.as_str() == failure.reason) {
+        if !waits_for_source(&failure.reason) {
             return None;
         }
         notes.with(&(namespace.to_owned(), name.clone()), |note| note.unblocked = Some(status.runs));
         Some(at)
     };
     index.to(namespace, reference).iter().filter_map(waits).collect()
+}
+
+/// Whether a run that failed so may go well when what it read has changed.
+pub(super) fn waits_for_source(reason: &str) -> bool {
+    [Reason::SourceNotFound, Reason::SourceNotAllowed, Reason::InvalidSpec, Reason::Rejected, Reason::TlsFailed]
+        .iter()
+        .any(|known| known.as_str() == reason)
 }
 
 fn log_watch(what: &str, error: &watcher::Error) {

@@ -69,6 +69,11 @@ impl Hold {
         self.lost.cancelled().await;
     }
 
+    /// Whether the Lease still names this attempt, which only reading it can tell once the hold is lost.
+    pub async fn is_still_mine(&self) -> bool {
+        matches!(mine(&self.active.locks, &self.active.owner, &self.me).await, Ok(Some(_)))
+    }
+
     /// Lets go of the Lease. A failure is logged only: who comes next waits for one duration.
     pub async fn release(self) {
         let Self { active, me, state: held, lost, stop, renewal } = self;

@@ -14,7 +14,7 @@ fn ready_of(status: &TokenCacheStatus) -> (&str, &str, &str) {
 
 fn ended(failure: Option<&Failure>) -> Ended<'_> {
     let next_retry_at = failure.map(|_| at(3.2));
-    Ended { by: "me", failure, next_retry_at, answered: None, written: None }
+    Ended { by: "me", generation: Some(1), failure, next_retry_at, answered: None, written: None }
 }
 
 const FAILED: fn() -> Value = || {

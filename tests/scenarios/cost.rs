@@ -46,12 +46,6 @@ async fn create_all(scene: &Scene, names: &[String]) {
     join_all(names.iter().map(|name| scene.cache(name, json!({})))).await;
 }
 
-async fn all_ready(scene: &Scene, names: &[String]) {
-    for name in names {
-        scene.ns.await_ready(name, true, "Fetched").await;
-    }
-}
-
 /// The requests of each verb and resource between two looks.
 fn difference(before: &Metrics, after: &Metrics) -> String {
     let lines = |metrics: &Metrics| {
@@ -75,7 +69,7 @@ fn a_controller_that_starts_with_200_valid_caches_fetches_and_writes_nothing_and
         let scene = Scene::with(quiet(), Options::default()).await;
         let names = names(MANY);
         create_all(&scene, &names).await;
-        all_ready(&scene, &names).await;
+        scene.ns.await_all_ready(&names).await;
         let Scene { controller, server, ns } = scene;
         // By SIGTERM, so that the runs that are going on end, and with them their Leases.
         controller.terminate().await;
@@ -145,14 +139,15 @@ fn twenty_caches_whose_server_hangs_do_not_delay_two_hundred_others() {
         for n in 0..20 {
             let name = format!("hanging{n}");
             hanging.set(&name, Behaviour::Hang);
-            let url = json!({"fetch": {"oauth2": {"tokenUrl": hanging.url(&name)}}});
-            scene.cache(&name, url).await;
+            // So long that whatever waits for them does not come at all.
+            let fetch = json!({"timeout": "10m", "oauth2": {"tokenUrl": hanging.url(&name)}});
+            scene.cache(&name, json!({"fetch": fetch})).await;
         }
         crate::support::within("the hanging server is busy", hanging.await_requests("hanging0", 1)).await;
         let start = Instant::now();
         let names = names(MANY);
         create_all(&scene, &names).await;
-        all_ready(&scene, &names).await;
+        scene.ns.await_all_ready(&names).await;
         println!("{MANY} caches were ready after {:?}", start.elapsed());
         let stuck: TokenCache = scene.ns.get("hanging0").await;
         assert!(!stuck.ready().0);

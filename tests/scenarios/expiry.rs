@@ -13,12 +13,19 @@ use crate::support::{
     within,
 };
 
-/// A cache whose first value lives for six seconds, and whose one attempt to renew it fails.
+/// Renewed five seconds after it was fetched, and expired thirteen seconds later: time enough, on a busy machine, to
+/// break the server before the one and to see the failure before the other.
+fn lifetime() -> (Behaviour, Value) {
+    (Behaviour::Issue(Expiry::In(18)), json!({"renewBefore": "13s"}))
+}
+
+/// A cache whose first value is about to expire, and whose one attempt to renew it has failed.
 async fn dying(target: Value) -> (Scene, DateTime<Utc>) {
     let scene = Scene::new().await;
-    scene.server.set("a", Behaviour::Issue(Expiry::In(6)));
+    let (behaviour, refresh) = lifetime();
+    scene.server.set("a", behaviour);
     let retry = json!({"initialInterval": "10m", "maxInterval": "10m"});
-    scene.cache("a", json!({"retry": retry, "target": target})).await;
+    scene.cache("a", json!({"refresh": refresh, "retry": retry, "target": target})).await;
     let secret = scene.ns.await_secret("a", "the first value", |_| true).await;
     scene.server.set("a", Behaviour::Status(503, Vec::new(), String::new()));
     scene.ns.await_ready("a", true, "RefreshFailing").await;
@@ -49,8 +56,9 @@ fn ready_turns_false_at_the_moment_of_expiry_though_no_attempt_is_made_then() {
 fn ready_turns_false_at_the_moment_of_expiry_though_a_fetch_is_going_on() {
     scenario(async {
         let scene = Scene::new().await;
-        scene.server.set("a", Behaviour::Issue(Expiry::In(6)));
-        scene.cache("a", json!({})).await;
+        let (behaviour, refresh) = lifetime();
+        scene.server.set("a", behaviour);
+        scene.cache("a", json!({"refresh": refresh})).await;
         let secret = scene.ns.await_secret("a", "the first value", |_| true).await;
         scene.server.set("a", Behaviour::Hang);
         let cache = scene.ns.await_ready("a", false, "Expired").await;

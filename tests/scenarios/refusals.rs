@@ -5,10 +5,11 @@ use serde_json::{Value, json};
 use tokencache::api::{TokenCache, names::LABEL_SOURCE};
 
 use crate::support::{
-    CacheView as _, Launch, Scene,
+    CacheView as _, Controller, Launch, Scene,
     manifests::{CREDENTIALS, SECRET_KEY, oauth2, source_secret, token_cache},
     scenario,
     server::Options,
+    version,
 };
 
 /// Waits for a refusal, and sees that it is told everywhere.
@@ -229,20 +230,48 @@ fn an_invalid_spec_is_refused_with_its_field_and_works_once_it_is_corrected() {
     });
 }
 
+/// A TokenCache whose spec nobody need understand.
+#[derive(Clone, Debug, kube::Resource, serde::Deserialize)]
+#[resource(inherit = TokenCache)]
+struct Unread {
+    metadata: kube::core::ObjectMeta,
+    #[serde(default)]
+    status: Value,
+}
+
 #[test]
-fn an_object_that_cannot_be_read_delays_no_other() {
+fn an_object_that_cannot_be_read_is_told_so_once_and_delays_no_other() {
     scenario(async {
         let scene = Scene::new().await;
         // The pattern of the schema allows it; the type does not.
         let bad = token_cache("bad", &scene.server, json!({"refresh": {"minRemaining": "999999999h"}}));
         scene.ns.try_create::<TokenCache>(bad).await.expect("the schema allows it");
         scene.ready_cache("good", json!({})).await;
+        let told = |object: Option<&Unread>| {
+            let conditions = object.and_then(|object| object.status["conditions"].as_array());
+            let stalled = conditions.into_iter().flatten().find(|condition| condition["type"] == "Stalled");
+            stalled.is_some_and(|stalled| {
+                let message = stalled["message"].as_str().unwrap_or_default();
+                stalled["reason"] == "InvalidSpec" && message.contains("999999999h")
+            })
+        };
+        let bad = scene.ns.await_object("bad", "it is told what is wrong with it", told).await.expect("it exists");
+        scene.ns.await_event("bad", "InvalidSpec").await;
+
         let Scene { controller, server, ns } = scene;
         controller.kill().await;
-        let controller = crate::support::Controller::start(&ns, &[]).await;
+        let controller = Controller::start(&ns, &[]).await;
         let scene = Scene { controller, server, ns };
         scene.ready_cache("later", json!({})).await;
-        assert_eq!(scene.server.requests("bad"), 0);
-        scene.ns.await_event("bad", "InvalidSpec").await;
+        assert_eq!(
+            version(&scene.ns.get::<Unread>("bad").await),
+            version(&bad),
+            "the new controller has nothing to add"
+        );
+
+        let right = json!({"spec": {"refresh": null}});
+        scene.ns.patch::<Unread>("bad", right).await;
+        goes_on(&scene, "bad").await;
+        assert_eq!(scene.server.requests("bad"), 1);
     });
 }

@@ -1,4 +1,6 @@
 //! How the program starts and ends.
+//!
+//! That a controller waits for the CustomResourceDefinition is not shown here: it takes a cluster of its own without it.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! A namespace of a test's own, and waiting for what becomes of the objects in it.
 
 use std::{
+    collections::BTreeSet,
     fmt::{Debug, Write as _},
     pin::pin,
     sync::{Mutex, PoisonError},
@@ -172,6 +173,21 @@ impl Namespace {
     pub async fn await_ready(&self, name: &str, ready: bool, reason: &str) -> TokenCache {
         let what = format!("Ready is {ready} with the reason {reason}");
         self.await_cache(name, &what, |cache| cache.is(ready, reason)).await
+    }
+
+    /// Waits until all of these are Ready. The deadline begins anew with each that is: many take a busy machine long,
+    /// but those that are stuck do not come at all.
+    pub async fn await_all_ready(&self, names: &[String]) {
+        let changes = watcher(self.api::<TokenCache>(), watcher::Config::default()).applied_objects().default_backoff();
+        let mut missing: BTreeSet<String> = names.iter().cloned().collect();
+        let ready = changes.filter_map(async |cache| cache.ok().filter(|cache| cache.ready().0));
+        let mut ready = pin!(ready.map(|cache| cache.name_any()));
+        while let Some(name) = missing.first().cloned() {
+            let next = async { while ready.next().await.is_some_and(|name| !missing.remove(&name)) {} };
+            if tokio::time::timeout(DEADLINE, next).await.is_err() {
+                self.fail(&name, &format!("it and {} others are Ready", missing.len() - 1)).await;
+            }
+        }
     }
 
     /// Waits for an event with this reason on a TokenCache.

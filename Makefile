@@ -1,0 +1,29 @@
+# The habits of this repository. What they need is installed or built by the scripts, where it is missing.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint crd cluster-up cluster-down
+
+CARGO := cargo
+NAME := default
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Show tokencache at work on a Kubernetes node on this machine (root; KEEP=1 leaves it running)
+	hack/demo.sh $(if $(KEEP),--keep)
+
+test: ## Run all tests: unit and property tests, and the scenarios on a real API server
+	hack/test.sh
+
+lint: ## Check format, clippy, rustdoc and the shell scripts
+	hack/lint.sh
+
+crd: ## Generate crds/tokencache.yaml anew
+	$(CARGO) run --locked --quiet -- crd > crds/tokencache.yaml.new
+	mv crds/tokencache.yaml.new crds/tokencache.yaml
+
+cluster-up: ## Bring up a local Kubernetes cluster that stays (NAME=default; NODE=1 for one that runs pods, as root)
+	hack/cluster.sh up --name $(NAME) $(if $(NODE),--node)
+
+cluster-down: ## Take it down (NAME=default)
+	hack/cluster.sh down --name $(NAME)

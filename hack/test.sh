@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# All tests, first those that need no cluster, then the scenarios on a real API server of their own.
+#
+# TOKENCACHE_TEST_KUBECONFIG names a cluster to run the scenarios on instead (see hack/cluster.sh --help).
+# Arguments go to the scenarios: hack/test.sh a_deleted_secret
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+started=$SECONDS
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# cargo_test ARGUMENT…: shown, and kept for the summary.
+cargo_test() { "${runner[@]}" cargo test --locked --no-fail-fast "$@" 2>&1 | tee -a "$log"; }
+
+# Those that watch for a time watch for as long as the promise says.
+export TOKENCACHE_LONG=${TOKENCACHE_LONG:-1}
+
+code=0
+runner=()
+(($# > 0)) || cargo_test --lib --bins --examples || code=$?
+# Compiled before the cluster is there: a compiler next to it would take its processors.
+cargo test --locked --no-run --test scenarios
+runner=(hack/cluster.sh run --)
+# More at once than there are processors: most of a scenario is waiting.
+cargo_test --test scenarios -- --test-threads=8 "$@" || code=$?
+
+# In CI the last lines are the test runner's own.
+if [[ ${CI-} != true ]]; then
+  awk -v seconds="$((SECONDS - started))" '
+    /^test result:/ { passed += $4; failed += $6; ignored += $8 }
+    END { printf "\nall tests: %d passed, %d failed, %d ignored, in %d s\n", passed, failed, ignored, seconds }' "$log"
+fi
+exit "$code"

@@ -1,0 +1,91 @@
+//! Objects that cannot be decoded, since their definition in the cluster is older or newer than this controller.
+
+use std::time::Duration;
+
+use kube::{
+    Api, Client, Resource as _,
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+use super::{finalize::set, tend::Context, watch::Guarded};
+use crate::{
+    api::{TokenCache, names::FINALIZER},
+    notes::Key,
+    observe::{ApiError, limited},
+    reason::Reason,
+    status::{READY, STALLED},
+    store::set_free,
+    time::rfc3339,
+};
+
+impl Context {
+    /// Says so once, in status and by an event; lets the object go when it is deleted.
+    pub(super) async fn report_undecodable(
+        &self,
+        key: &Key,
+        object: &Guarded,
+        complaint: &str,
+    ) -> Result<Option<Duration>, ApiError> {
+        if object.meta().deletion_timestamp.is_some() {
+            if object.meta().finalizers.iter().flatten().any(|name| name == FINALIZER) {
+                finalize(&self.runner.client, &limited(self.unread(key).get(&key.1)).await?).await?;
+            }
+            return Ok(None);
+        }
+        let complaint = format!("this controller cannot read the object: {complaint}; is its definition up to date?");
+        let known = self.runner.notes.with(key, |note| note.undecodable.replace(complaint.clone()));
+        if known.as_ref() == Some(&complaint) {
+            return Ok(None);
+        }
+        tracing::warn!(namespace = key.0, name = key.1, complaint, "undecodable");
+        match self.write_complaint(key, object, &complaint).await {
+            Err(error) if !matches!(error.code(), Some(404 | 409)) => {
+                self.runner.notes.with(key, |note| note.undecodable = None);
+                Err(error)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The API for objects that cannot be decoded.
+    fn unread(&self, key: &Key) -> Api<DynamicObject> {
+        let resource = ApiResource::erase::<TokenCache>(&());
+        Api::namespaced_with(self.runner.client.clone(), &key.0, &resource)
+    }
+
+    async fn write_complaint(&self, key: &Key, object: &Guarded, complaint: &str) -> Result<(), ApiError> {
+        let api = self.unread(key);
+        let found = limited(api.get(&key.1)).await?;
+        let told = found.data.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
+        if told.into_iter().any(|condition| condition["type"] == STALLED && condition["message"] == complaint) {
+            return Ok(());
+        }
+        let now = rfc3339(self.runner.clock.now());
+        let condition = |type_: &str, status: &str| {
+            json!({
+                "type": type_, "status": status, "reason": Reason::InvalidSpec.as_str(), "message": complaint,
+                "lastTransitionTime": now, "observedGeneration": object.meta().generation,
+            })
+        };
+        let patch = json!({
+            "metadata": { "resourceVersion": found.metadata.resource_version },
+            "status": { "conditions": [condition(READY, "False"), condition(STALLED, "True")] },
+        });
+        limited(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        self.runner.events.publish(object, Reason::InvalidSpec, complaint).await;
+        Ok(())
+    }
+}
+
+/// That it has the finalizer says that its Secret is to be retained.
+///
+/// # Errors
+/// When the API server fails.
+async fn finalize(client: &Client, found: &DynamicObject) -> Result<(), ApiError> {
+    let finalizers = found.metadata.finalizers.clone().unwrap_or_default();
+    let named = |path: &str| found.data.pointer(path).and_then(Value::as_str);
+    let known = named("/status/secretName").or(named("/spec/target/name")).or(found.metadata.name.as_deref());
+    set_free(client, &found.metadata, known.unwrap_or_default()).await?;
+    set(client, &found.metadata, finalizers.into_iter().filter(|name| name != FINALIZER).collect()).await
+}
