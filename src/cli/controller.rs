@@ -63,7 +63,7 @@ pub(super) struct Flags {
 }
 
 /// The image of this version.
-const COLLECTOR_IMAGE: &str = concat!("ghcr.io/tokencache/tokencache:", env!("CARGO_PKG_VERSION"));
+const COLLECTOR_IMAGE: &str = concat!("tokencache:", env!("CARGO_PKG_VERSION"));
 
 /// All has ended by then, whatever the API server does.
 const LAST_MOMENT: Duration = Duration::from_secs(9);

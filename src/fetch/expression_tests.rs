@@ -43,8 +43,8 @@ fn an_expression_gives_text_or_bytes_made_of_the_value() {
         ("token.upperAscii().substring(0, 6)", "HUNTER"),
         ("int(values.n) > 3000 ? 'long' : 'short'", "long"),
         (
-            r#"'{"auths":{"ghcr.io":{"auth":"' + base64.encode(bytes('me:' + token)) + '"}}}'"#,
-            r#"{"auths":{"ghcr.io":{"auth":"bWU6aHVudGVyMg=="}}}"#,
+            r#"'{"auths":{"registry.example.com":{"auth":"' + base64.encode(bytes('me:' + token)) + '"}}}'"#,
+            r#"{"auths":{"registry.example.com":{"auth":"bWU6aHVudGVyMg=="}}}"#,
         ),
         ("''", ""),
     ] {
