@@ -1,12 +1,20 @@
 //! A job's value reaches the Secret and nothing else, and its state the next run.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use futures::StreamExt as _;
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{Event, Pod, Secret},
 };
-use kube::{ResourceExt as _, api::LogParams};
+use kube::{
+    ResourceExt as _,
+    api::LogParams,
+    runtime::watcher::{self, watcher},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -110,6 +118,16 @@ fn neither_objects_nor_events_nor_logs_hold_the_value_or_the_state() {
             echo "{\"token\": \"$token\", \"expires_in\": 3600, \"state\": {\"was\": \"state-$token\"}}" > "$TOKENCACHE_RESULT"
             sleep 2"#;
         stage.script("a", script, json!({})).await;
+        // Every version of every pod, by a watch: a look now and then could miss the one with the sealed result.
+        let versions = Arc::new(Mutex::new(Vec::new()));
+        let (seen, pods) = (versions.clone(), watcher(stage.ns.api::<Pod>(), watcher::Config::default()));
+        let watching = tokio::spawn(pods.for_each(move |event| {
+            if let Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) | watcher::Event::Delete(pod)) = event
+            {
+                seen.lock().unwrap().push(json!(pod).to_string());
+            }
+            std::future::ready(())
+        }));
         let mut looks = Vec::new();
         let mut pause = tokio::time::interval(Duration::from_millis(200));
         for asked in ["1", "2"] {
@@ -118,6 +136,7 @@ fn neither_objects_nor_events_nor_logs_hold_the_value_or_the_state() {
                 looks.push(everything(&stage).await);
             }
             looks.push(everything(&stage).await);
+            looks.append(&mut versions.lock().unwrap());
             let secret: Secret = stage.ns.get("a").await;
             let token = secret.token();
             assert_eq!(token.len(), 48, "{token}");
@@ -133,6 +152,7 @@ fn neither_objects_nor_events_nor_logs_hold_the_value_or_the_state() {
             }
             stage.ns.request("a", asked).await;
         }
+        watching.abort();
         assert!(looks.iter().any(|look| look.contains("sealed:")), "the sealed result was seen");
         assert!(looks.iter().any(|look| look.contains("TOKENCACHE_RESULT")), "the pod was seen");
     });
