@@ -165,8 +165,8 @@ fn collected(ended: &ContainerStateTerminated) -> Verdict {
     }
     Verdict::Ended(read_failed(message).unwrap_or_else(|| {
         let reason = ended.reason.as_deref().unwrap_or_default();
-        let message = brief(message);
-        job_failed(format!("the collector of the result ended with exit code {}: {reason} {message}", ended.exit_code))
+        let message = if message.is_empty() { reason.to_owned() } else { brief(message) };
+        job_failed(format!("the collector of the result ended with exit code {}: {message}", ended.exit_code))
     }))
 }
 

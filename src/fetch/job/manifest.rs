@@ -128,6 +128,8 @@ fn pod_spec(run: &Run<'_>, mut spec: Value) -> Value {
         let container = objects(&spec, "containers").find(|container| self::name(container) == result);
         json!({
             "name": name, "image": run.image, "imagePullPolicy": "IfNotPresent", "args": arguments,
+            // An image of another version may not know these arguments, and says so in its output.
+            "terminationMessagePolicy": "FallbackToLogsOnError",
             "securityContext": security::of_our_own(&pod_security, container),
             "resources": {
                 "requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "500m", "memory": "64Mi"},
@@ -138,8 +140,10 @@ fn pod_spec(run: &Run<'_>, mut spec: Value) -> Value {
     let count = 2 + objects(&spec, "initContainers").count() + objects(&spec, "containers").count();
     let limit = ONE_MESSAGE.min(ALL_MESSAGES / count);
     let preparer = own(PREPARER, json!(["collect", "--prepare", "--result", RESULT]));
-    let collector =
-        own(COLLECTOR, json!(["collect", "--result", RESULT, "--key", run.key, "--limit", limit.to_string()]));
+    // One word each: a key may begin with '-', and would be read as a flag.
+    let arguments = [("result", RESULT), ("key", run.key), ("limit", &limit.to_string())];
+    let arguments = arguments.map(|(flag, value)| format!("--{flag}={value}"));
+    let collector = own(COLLECTOR, std::iter::once("collect".to_owned()).chain(arguments).collect());
 
     let mut steps = vec![preparer];
     for field in ["initContainers", "containers"] {

@@ -120,25 +120,38 @@ fn the_state_is_mounted_by_the_name_of_the_run_that_left_it_and_stands_nowhere_i
     assert_eq!(result["emptyDir"]["medium"], "Memory");
 }
 
+/// The arguments of the collector of a run with that key and so many containers of the user's.
+fn arguments(key: &str, containers: usize) -> Vec<String> {
+    let list: Vec<Value> = (0..containers).map(|at| json!({"name": format!("c{at}"), "image": "i"})).collect();
+    let mut job = source(json!({"containers": list}));
+    job.result_container = Some("c0".into());
+    let made = manifest(&Run {
+        owner: &owner("a"),
+        job: &job,
+        id: "1",
+        key,
+        deadline: Duration::ZERO,
+        image: "i",
+        state_key: None,
+    });
+    serde_json::from_value(made["spec"]["template"]["spec"]["containers"][0]["args"].clone()).unwrap()
+}
+
 #[test]
 fn with_many_containers_the_collector_knows_that_its_message_is_cut_shorter() {
-    let limit = |containers: usize| {
-        let list: Vec<Value> = (0..containers).map(|at| json!({"name": format!("c{at}"), "image": "i"})).collect();
-        let mut job = source(json!({"containers": list}));
-        job.result_container = Some("c0".into());
-        let made = manifest(&Run {
-            owner: &owner("a"),
-            job: &job,
-            id: "1",
-            key: "K",
-            deadline: Duration::ZERO,
-            image: "i",
-            state_key: None,
-        });
-        let arguments = made["spec"]["template"]["spec"]["containers"][0]["args"].clone();
-        arguments.as_array().unwrap().last().unwrap().as_str().unwrap().parse::<usize>().unwrap()
-    };
-    assert_eq!((limit(1), limit(2), limit(6)), (4096, 3072, 1536));
+    for (containers, limit) in [(1, "--limit=4096"), (2, "--limit=3072"), (6, "--limit=1536")] {
+        assert_eq!(arguments("K", containers).last().unwrap(), limit);
+    }
+}
+
+#[test]
+fn the_collector_understands_its_arguments_whatever_character_the_key_begins_with() {
+    use clap::Parser as _;
+    for key in ["a", "-a", "--a", "_-", "-"] {
+        let line = std::iter::once("tokencache".to_owned()).chain(arguments(key, 1));
+        let cli = crate::cli::Cli::try_parse_from(line).map_err(|error| error.to_string()).expect(key);
+        assert!(format!("{cli:?}").contains(&format!("key: {key:?}")), "{cli:?}");
+    }
 }
 
 #[test]
