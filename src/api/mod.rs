@@ -7,6 +7,7 @@ pub mod names;
 pub mod oauth2;
 mod spec;
 mod status;
+#[cfg(feature = "controller")]
 mod validate;
 
 pub use duration::{Duration, InvalidDuration};
@@ -15,4 +16,5 @@ pub use spec::{
     Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, Source, Target, TokenCache, TokenCacheSpec,
 };
 pub use status::{LastFailure, TokenCacheStatus};
+#[cfg(feature = "controller")]
 pub use validate::{Invalid, crd, validate};
