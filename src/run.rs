@@ -270,6 +270,7 @@ impl Runner {
                     resource_version: version.clone(),
                     lifetime: Some(stored),
                     fetch_hash: fetch_hash(&seen.cache.spec),
+                    changed_at: None,
                     integrity: Integrity::Intact,
                 });
             }

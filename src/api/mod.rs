@@ -12,7 +12,8 @@ mod validate;
 pub use duration::{Duration, InvalidDuration};
 pub use expires_at::ExpiresAt;
 pub use spec::{
-    Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, Source, Target, TokenCache, TokenCacheSpec,
+    Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, RolloutRestart, RolloutRestartTarget, Source,
+    Target, TokenCache, TokenCacheSpec, WorkloadKind,
 };
 pub use status::{LastFailure, TokenCacheStatus};
 pub use validate::{Invalid, crd, validate};

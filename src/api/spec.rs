@@ -59,10 +59,60 @@ pub struct TokenCacheSpec {
     /// True: nothing is fetched, the Secret stays as it is.
     #[serde(default, skip_serializing_if = "is_default")]
     pub suspend: bool,
+
+    /// Workloads that read the Secret only when they start: each time the value has changed they are restarted, as by
+    /// kubectl rollout restart. Their pod template must use the Secret.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub rollout_restart_targets: Vec<RolloutRestartTarget>,
+
+    /// How they are restarted.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rollout_restart: RolloutRestart,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// A workload in the TokenCache's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutRestartTarget {
+    /// Deployment, StatefulSet or DaemonSet.
+    pub kind: WorkloadKind,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// What can be restarted by a change of its pod template; each of the group apps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WorkloadKind {
+    /// A Deployment.
+    Deployment,
+    /// A StatefulSet.
+    StatefulSet,
+    /// A DaemonSet.
+    DaemonSet,
+}
+
+/// How workloads are restarted.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutRestart {
+    /// One workload is not restarted more often, whichever TokenCache asks. Default 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("must be longer than 0s"))]
+    pub min_interval: Option<Duration>,
+}
+
+impl RolloutRestart {
+    /// Between two restarts of one workload.
+    #[must_use]
+    pub fn min_interval(&self) -> time::Duration {
+        self.min_interval.map_or(time::Duration::from_secs(300), Duration::as_std)
+    }
 }
 
 /// Exactly one source, and the limit on one attempt.
