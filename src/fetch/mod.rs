@@ -15,6 +15,7 @@ mod redact;
 mod resolver;
 mod sources;
 mod tls;
+mod token_request;
 mod transport;
 #[cfg(test)]
 mod wire_tests;
@@ -222,6 +223,8 @@ pub enum ReferenceKind {
     Secret,
     /// A ConfigMap.
     ConfigMap,
+    /// A ServiceAccount.
+    ServiceAccount,
 }
 
 impl ReferenceKind {
@@ -229,6 +232,7 @@ impl ReferenceKind {
         match self {
             Self::Secret => "secrets",
             Self::ConfigMap => "configmaps",
+            Self::ServiceAccount => "serviceaccounts",
         }
     }
 }
@@ -238,6 +242,7 @@ impl fmt::Display for ReferenceKind {
         f.write_str(match self {
             Self::Secret => "Secret",
             Self::ConfigMap => "ConfigMap",
+            Self::ServiceAccount => "ServiceAccount",
         })
     }
 }
@@ -254,6 +259,10 @@ pub struct Reference {
 impl Reference {
     fn secret(name: &str) -> Self {
         Self { kind: ReferenceKind::Secret, name: name.to_owned() }
+    }
+
+    fn service_account(name: &str) -> Self {
+        Self { kind: ReferenceKind::ServiceAccount, name: name.to_owned() }
     }
 
     /// What `tls` and `proxy` refer to, which all HTTP sources take.
