@@ -13,6 +13,7 @@ mod json;
 mod oauth2;
 mod redact;
 mod resolver;
+mod service_account_token;
 mod sources;
 mod tls;
 mod token_request;
@@ -185,6 +186,7 @@ impl Fetcher {
         let mut attempt = Attempt { sources, clients, clock, phase };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
+            Some(Source::ServiceAccountToken(source)) => service_account_token::fetch(&mut attempt, source).await?,
             Some(Source::Job(job)) => {
                 let place = job::Place { client, ends, image: collector_image, cache };
                 job::fetch(&mut attempt, &place, job).await?
@@ -211,7 +213,7 @@ impl Fetcher {
 pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
     let (url, proxy) = match spec.fetch.source()? {
         Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
-        Source::Job(_) => return None,
+        Source::ServiceAccountToken(_) | Source::Job(_) => return None,
     };
     Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
 }
@@ -285,6 +287,7 @@ impl Reference {
 pub fn references(spec: &TokenCacheSpec) -> Vec<Reference> {
     let found: BTreeSet<Reference> = match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => oauth2::references(oauth2).collect(),
+        Some(Source::ServiceAccountToken(source)) => service_account_token::references(source).collect(),
         Some(Source::Job(job)) => job::references(job).collect(),
         None => BTreeSet::new(),
     };
