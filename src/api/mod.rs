@@ -5,6 +5,7 @@ mod expires_at;
 pub mod job;
 pub mod names;
 pub mod oauth2;
+pub mod service_account_token;
 mod spec;
 mod status;
 mod validate;

@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, TokenCacheStatus, job::Job, oauth2::OAuth2};
+use super::{Duration, TokenCacheStatus, job::Job, oauth2::OAuth2, service_account_token::ServiceAccountToken};
 
 /// How a credential is got, when it is refreshed, and the Secret that holds it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,7 +117,7 @@ impl RolloutRestart {
 
 /// Exactly one source, and the limit on one attempt.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2 or job"))]
+#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, serviceAccountToken or job"))]
 #[serde(rename_all = "camelCase")]
 pub struct Fetch {
     /// One attempt's limit, at most 10m. Default 30s; for job 5m.
@@ -129,6 +129,10 @@ pub struct Fetch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oauth2: Option<OAuth2>,
 
+    /// A token of a service account, by the TokenRequest API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_token: Option<ServiceAccountToken>,
+
     /// A container of yours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<Job>,
@@ -139,6 +143,8 @@ pub struct Fetch {
 pub enum Source<'a> {
     /// An OAuth 2.0 token endpoint.
     OAuth2(&'a OAuth2),
+    /// A token of a service account.
+    ServiceAccountToken(&'a ServiceAccountToken),
     /// A container of the user's.
     Job(&'a Job),
 }
@@ -149,6 +155,7 @@ impl Source<'_> {
     pub fn name(self) -> &'static str {
         match self {
             Self::OAuth2(_) => "oauth2",
+            Self::ServiceAccountToken(_) => "serviceAccountToken",
             Self::Job(_) => "job",
         }
     }
@@ -158,7 +165,9 @@ impl Fetch {
     /// The source; `None` when none is named, which validation refuses.
     #[must_use]
     pub fn source(&self) -> Option<Source<'_>> {
-        self.oauth2.as_ref().map(Source::OAuth2).or(self.job.as_ref().map(Source::Job))
+        let oauth2 = self.oauth2.as_ref().map(Source::OAuth2);
+        let service_account_token = self.service_account_token.as_ref().map(Source::ServiceAccountToken);
+        oauth2.or(service_account_token).or(self.job.as_ref().map(Source::Job))
     }
 
     /// One attempt's limit.
