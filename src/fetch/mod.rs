@@ -84,6 +84,8 @@ pub struct FetcherConfig {
     pub addresses: AddressRules,
     /// Whether a Secret must bear the label tokencache.dev/source: "true" to be read.
     pub require_source_label: bool,
+    /// Whether the source `job` may be used.
+    pub allow_jobs: bool,
     /// The image with this very program, for the pods of jobs.
     pub collector_image: String,
 }
@@ -96,6 +98,7 @@ struct Inner {
     client: kube::Client,
     clients: Clients,
     require_source_label: bool,
+    allow_jobs: bool,
     collector_image: String,
     clock: Clock,
 }
@@ -148,9 +151,9 @@ impl Fetcher {
     }
 
     fn with_lookup(client: kube::Client, config: FetcherConfig, clock: Clock, lookup: resolver::Lookup) -> Self {
-        let FetcherConfig { addresses, require_source_label, collector_image } = config;
+        let FetcherConfig { addresses, require_source_label, allow_jobs, collector_image } = config;
         let clients = Clients::new(addresses, lookup);
-        Self(Arc::new(Inner { client, clients, require_source_label, collector_image, clock }))
+        Self(Arc::new(Inner { client, clients, require_source_label, allow_jobs, collector_image, clock }))
     }
 
     /// One attempt, within `spec.fetch.timeout`.
@@ -180,13 +183,14 @@ impl Fetcher {
     }
 
     async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
-        let Inner { client, clients, require_source_label, collector_image, clock } = &*self.0;
+        let Inner { client, clients, require_source_label, allow_jobs, collector_image, clock } = &*self.0;
         let namespace = cache.metadata.namespace.clone().unwrap_or_default();
         let sources = Sources::new(client.clone(), namespace, *require_source_label, phase.clone());
         let mut attempt = Attempt { sources, clients, clock, phase };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
             Some(Source::ServiceAccountToken(source)) => service_account_token::fetch(&mut attempt, source).await?,
+            Some(Source::Job(_)) if !allow_jobs => return Err(job::switched_off()),
             Some(Source::Job(job)) => {
                 let place = job::Place { client, ends, image: collector_image, cache };
                 job::fetch(&mut attempt, &place, job).await?
