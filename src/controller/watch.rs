@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use kube::{
     Api, Resource, ResourceExt as _,
     core::{DeserializeGuard, PartialObjectMeta},
@@ -122,7 +122,7 @@ impl Start {
         } else {
             watcher::Config::default()
         };
-        let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), source)
+        let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), source.clone())
             .default_backoff()
             .inspect_err(log_watch("source Secrets", &self.readiness))
             .applied_objects();
@@ -131,10 +131,15 @@ impl Start {
                 .default_backoff()
                 .inspect_err(log_watch("ConfigMaps", &self.readiness))
                 .applied_objects();
-        let unblocked = stream::select(
-            changed(source_secrets.boxed(), ReferenceKind::Secret),
-            changed(config_maps.boxed(), ReferenceKind::ConfigMap),
-        );
+        let accounts = kube::runtime::watcher(self.api::<PartialObjectMeta<ServiceAccount>>(), source)
+            .default_backoff()
+            .inspect_err(log_watch("source ServiceAccounts", &self.readiness))
+            .applied_objects();
+        let unblocked = stream::select_all([
+            changed(source_secrets, ReferenceKind::Secret).boxed(),
+            changed(config_maps, ReferenceKind::ConfigMap).boxed(),
+            changed(accounts, ReferenceKind::ServiceAccount).boxed(),
+        ]);
         let unblocked = {
             let (caches, notes) = (caches.clone(), notes.clone());
             unblocked.flat_map(move |(namespace, reference)| {

@@ -13,8 +13,10 @@ mod json;
 mod oauth2;
 mod redact;
 mod resolver;
+mod service_account_token;
 mod sources;
 mod tls;
+mod token_request;
 mod transport;
 #[cfg(test)]
 mod wire_tests;
@@ -82,6 +84,8 @@ pub struct FetcherConfig {
     pub addresses: AddressRules,
     /// Whether a Secret must bear the label tokencache.dev/source: "true" to be read.
     pub require_source_label: bool,
+    /// Whether the source `job` may be used.
+    pub allow_jobs: bool,
     /// The image with this very program, for the pods of jobs.
     pub collector_image: String,
 }
@@ -94,6 +98,7 @@ struct Inner {
     client: kube::Client,
     clients: Clients,
     require_source_label: bool,
+    allow_jobs: bool,
     collector_image: String,
     clock: Clock,
 }
@@ -146,9 +151,9 @@ impl Fetcher {
     }
 
     fn with_lookup(client: kube::Client, config: FetcherConfig, clock: Clock, lookup: resolver::Lookup) -> Self {
-        let FetcherConfig { addresses, require_source_label, collector_image } = config;
+        let FetcherConfig { addresses, require_source_label, allow_jobs, collector_image } = config;
         let clients = Clients::new(addresses, lookup);
-        Self(Arc::new(Inner { client, clients, require_source_label, collector_image, clock }))
+        Self(Arc::new(Inner { client, clients, require_source_label, allow_jobs, collector_image, clock }))
     }
 
     /// One attempt, within `spec.fetch.timeout`.
@@ -178,12 +183,14 @@ impl Fetcher {
     }
 
     async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
-        let Inner { client, clients, require_source_label, collector_image, clock } = &*self.0;
+        let Inner { client, clients, require_source_label, allow_jobs, collector_image, clock } = &*self.0;
         let namespace = cache.metadata.namespace.clone().unwrap_or_default();
         let sources = Sources::new(client.clone(), namespace, *require_source_label, phase.clone());
         let mut attempt = Attempt { sources, clients, clock, phase };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
+            Some(Source::ServiceAccountToken(source)) => service_account_token::fetch(&mut attempt, source).await?,
+            Some(Source::Job(_)) if !allow_jobs => return Err(job::switched_off()),
             Some(Source::Job(job)) => {
                 let place = job::Place { client, ends, image: collector_image, cache };
                 job::fetch(&mut attempt, &place, job).await?
@@ -210,7 +217,7 @@ impl Fetcher {
 pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
     let (url, proxy) = match spec.fetch.source()? {
         Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
-        Source::Job(_) => return None,
+        Source::ServiceAccountToken(_) | Source::Job(_) => return None,
     };
     Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
 }
@@ -222,6 +229,8 @@ pub enum ReferenceKind {
     Secret,
     /// A ConfigMap.
     ConfigMap,
+    /// A ServiceAccount.
+    ServiceAccount,
 }
 
 impl ReferenceKind {
@@ -229,6 +238,7 @@ impl ReferenceKind {
         match self {
             Self::Secret => "secrets",
             Self::ConfigMap => "configmaps",
+            Self::ServiceAccount => "serviceaccounts",
         }
     }
 }
@@ -238,6 +248,7 @@ impl fmt::Display for ReferenceKind {
         f.write_str(match self {
             Self::Secret => "Secret",
             Self::ConfigMap => "ConfigMap",
+            Self::ServiceAccount => "ServiceAccount",
         })
     }
 }
@@ -254,6 +265,10 @@ pub struct Reference {
 impl Reference {
     fn secret(name: &str) -> Self {
         Self { kind: ReferenceKind::Secret, name: name.to_owned() }
+    }
+
+    fn service_account(name: &str) -> Self {
+        Self { kind: ReferenceKind::ServiceAccount, name: name.to_owned() }
     }
 
     /// What `tls` and `proxy` refer to, which all HTTP sources take.
@@ -276,6 +291,7 @@ impl Reference {
 pub fn references(spec: &TokenCacheSpec) -> Vec<Reference> {
     let found: BTreeSet<Reference> = match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => oauth2::references(oauth2).collect(),
+        Some(Source::ServiceAccountToken(source)) => service_account_token::references(source).collect(),
         Some(Source::Job(job)) => job::references(job).collect(),
         None => BTreeSet::new(),
     };

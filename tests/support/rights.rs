@@ -102,5 +102,8 @@ pub fn chart_rules() -> Vec<PolicyRule> {
         let text = std::fs::read_to_string(files.join(name)).expect("the chart's rules");
         serde_saphyr::from_str(&text).expect("rules")
     };
-    [read("rules.yaml"), read("rules-jobs.yaml")].concat()
+    ["rules", "rules-jobs", "rules-service-account-tokens", "rules-restarts"]
+        .iter()
+        .flat_map(|name| read(&format!("{name}.yaml")))
+        .collect()
 }
