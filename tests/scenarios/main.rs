@@ -24,5 +24,6 @@ mod lock;
 mod refusals;
 mod requests;
 mod secrecy;
+mod service_account_token;
 mod shutdown;
 mod tls;
