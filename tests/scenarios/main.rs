@@ -25,5 +25,6 @@ mod refusals;
 mod requests;
 mod restarts;
 mod secrecy;
+mod service_account_token;
 mod shutdown;
 mod tls;
