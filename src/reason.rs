@@ -62,6 +62,8 @@ pub enum Reason {
     SourceNotAllowed,
     /// The address rules forbid the server's address.
     AddressNotAllowed,
+    /// The refresh token is void: somebody must sign in again.
+    ReauthenticationRequired,
 
     // Events only.
     /// The Secret was changed by another hand.
@@ -99,6 +101,7 @@ impl Reason {
             Self::SourceNotFound => "SourceNotFound",
             Self::SourceNotAllowed => "SourceNotAllowed",
             Self::AddressNotAllowed => "AddressNotAllowed",
+            Self::ReauthenticationRequired => "ReauthenticationRequired",
             Self::Drifted => "Drifted",
         }
     }
@@ -114,6 +117,7 @@ impl Reason {
                 | Self::SourceNotFound
                 | Self::SourceNotAllowed
                 | Self::AddressNotAllowed
+                | Self::ReauthenticationRequired
         )
     }
 
@@ -127,6 +131,7 @@ impl Reason {
             Self::SourceNotFound,
             Self::SourceNotAllowed,
             Self::AddressNotAllowed,
+            Self::ReauthenticationRequired,
         ]
         .into_iter()
         .find(|reason| reason.as_str() == name)

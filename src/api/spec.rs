@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, TokenCacheStatus, job::Job, oauth2::OAuth2};
+use super::{Duration, TokenCacheStatus, github_app::GitHubApp, job::Job, oauth2::OAuth2};
 
 /// How a credential is got, when it is refreshed, and the Secret that holds it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,7 +67,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 /// Exactly one source, and the limit on one attempt.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2 or job"))]
+#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.githubApp), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, githubApp or job"))]
 #[serde(rename_all = "camelCase")]
 pub struct Fetch {
     /// One attempt's limit, at most 10m. Default 30s; for job 5m.
@@ -79,6 +79,10 @@ pub struct Fetch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oauth2: Option<OAuth2>,
 
+    /// An installation token of a GitHub App.
+    #[serde(default, rename = "githubApp", skip_serializing_if = "Option::is_none")]
+    pub github_app: Option<GitHubApp>,
+
     /// A container of yours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<Job>,
@@ -89,6 +93,8 @@ pub struct Fetch {
 pub enum Source<'a> {
     /// An OAuth 2.0 token endpoint.
     OAuth2(&'a OAuth2),
+    /// An installation token of a GitHub App.
+    GitHubApp(&'a GitHubApp),
     /// A container of the user's.
     Job(&'a Job),
 }
@@ -99,6 +105,7 @@ impl Source<'_> {
     pub fn name(self) -> &'static str {
         match self {
             Self::OAuth2(_) => "oauth2",
+            Self::GitHubApp(_) => "githubApp",
             Self::Job(_) => "job",
         }
     }
@@ -108,7 +115,9 @@ impl Fetch {
     /// The source; `None` when none is named, which validation refuses.
     #[must_use]
     pub fn source(&self) -> Option<Source<'_>> {
-        self.oauth2.as_ref().map(Source::OAuth2).or(self.job.as_ref().map(Source::Job))
+        let oauth2 = self.oauth2.as_ref().map(Source::OAuth2);
+        let github_app = self.github_app.as_ref().map(Source::GitHubApp);
+        oauth2.or(github_app).or(self.job.as_ref().map(Source::Job))
     }
 
     /// One attempt's limit.

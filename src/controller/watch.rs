@@ -305,9 +305,16 @@ fn unblock(
 
 /// Whether a run that failed so may go well when what it read has changed.
 pub(super) fn waits_for_source(reason: &str) -> bool {
-    [Reason::SourceNotFound, Reason::SourceNotAllowed, Reason::InvalidSpec, Reason::Rejected, Reason::TlsFailed]
-        .iter()
-        .any(|known| known.as_str() == reason)
+    [
+        Reason::SourceNotFound,
+        Reason::SourceNotAllowed,
+        Reason::InvalidSpec,
+        Reason::Rejected,
+        Reason::TlsFailed,
+        Reason::ReauthenticationRequired,
+    ]
+    .iter()
+    .any(|known| known.as_str() == reason)
 }
 
 fn log_watch(what: &str, error: &watcher::Error) {

@@ -7,13 +7,17 @@ mod cel_limits;
 mod check;
 mod expiry;
 mod expression;
+mod github_app;
 mod http_client;
 pub(crate) mod job;
 mod json;
 mod oauth2;
 mod redact;
 mod resolver;
+mod signing;
 mod sources;
+#[cfg(test)]
+mod test_keys;
 mod tls;
 mod token_request;
 mod transport;
@@ -108,9 +112,13 @@ impl fmt::Debug for Fetcher {
 /// What a source has at hand in one attempt.
 struct Attempt<'a> {
     sources: Sources,
+    client: &'a kube::Client,
+    namespace: &'a str,
     clients: &'a Clients,
     clock: &'a Clock,
     phase: Phase,
+    /// What must be seen to even when the fetch is dropped.
+    ends: &'a TaskTracker,
 }
 
 /// What a source got.
@@ -181,10 +189,11 @@ impl Fetcher {
     async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
         let Inner { client, clients, require_source_label, collector_image, clock } = &*self.0;
         let namespace = cache.metadata.namespace.clone().unwrap_or_default();
-        let sources = Sources::new(client.clone(), namespace, *require_source_label, phase.clone());
-        let mut attempt = Attempt { sources, clients, clock, phase };
+        let sources = Sources::new(client.clone(), namespace.clone(), *require_source_label, phase.clone());
+        let mut attempt = Attempt { sources, client, namespace: &namespace, clients, clock, phase, ends };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
+            Some(Source::GitHubApp(app)) => github_app::fetch(&mut attempt, app).await?,
             Some(Source::Job(job)) => {
                 let place = job::Place { client, ends, image: collector_image, cache };
                 job::fetch(&mut attempt, &place, job).await?
@@ -211,6 +220,7 @@ impl Fetcher {
 pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
     let (url, proxy) = match spec.fetch.source()? {
         Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
+        Source::GitHubApp(app) => github_app::endpoint(app),
         Source::Job(_) => return None,
     };
     Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
@@ -285,6 +295,7 @@ impl Reference {
 pub fn references(spec: &TokenCacheSpec) -> Vec<Reference> {
     let found: BTreeSet<Reference> = match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => oauth2::references(oauth2).collect(),
+        Some(Source::GitHubApp(app)) => github_app::references(app).collect(),
         Some(Source::Job(job)) => job::references(job).collect(),
         None => BTreeSet::new(),
     };
