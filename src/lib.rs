@@ -44,6 +44,8 @@ pub mod references;
 #[cfg(feature = "controller")]
 pub mod report;
 #[cfg(feature = "controller")]
+pub mod rollout;
+#[cfg(feature = "controller")]
 pub mod run;
 #[cfg(feature = "client")]
 pub mod sealed;

@@ -2,9 +2,11 @@
 
 mod duration;
 mod expires_at;
+pub mod github_app;
 pub mod job;
 pub mod names;
 pub mod oauth2;
+pub mod service_account_token;
 mod spec;
 mod status;
 #[cfg(feature = "controller")]
@@ -13,7 +15,8 @@ mod validate;
 pub use duration::{Duration, InvalidDuration};
 pub use expires_at::ExpiresAt;
 pub use spec::{
-    Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, Source, Target, TokenCache, TokenCacheSpec,
+    Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, RolloutRestart, RolloutRestartTarget, Source,
+    Target, TokenCache, TokenCacheSpec, WorkloadKind,
 };
 pub use status::{LastFailure, TokenCacheStatus};
 #[cfg(feature = "controller")]

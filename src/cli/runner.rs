@@ -33,6 +33,9 @@ pub(super) struct Flags {
     /// Whether only Secrets with the label tokencache.dev/source: "true" are read
     #[arg(long, env = "TOKENCACHE_REQUIRE_SOURCE_LABEL", default_value_t = true, action = clap::ArgAction::Set)]
     pub(super) require_source_label: bool,
+    /// Whether the source job may be used: who may write TokenCaches can then run pods in their namespaces
+    #[arg(long, env = "TOKENCACHE_ALLOW_JOBS", default_value_t = true, action = clap::ArgAction::Set)]
+    allow_jobs: bool,
     /// Image with this very program, for the pods of jobs
     #[arg(long, env = "TOKENCACHE_COLLECTOR_IMAGE", default_value = COLLECTOR_IMAGE, value_name = "IMAGE")]
     collector_image: String,
@@ -64,6 +67,7 @@ impl Flags {
         let fetcher = FetcherConfig {
             addresses: AddressRules::new(self.allow_cidr, self.deny_cidr),
             require_source_label: self.require_source_label,
+            allow_jobs: self.allow_jobs,
             collector_image: self.collector_image,
         };
         Ok(Runner {

@@ -14,6 +14,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod client;
+mod client_cli;
+mod client_crowd;
+mod client_direct;
+mod client_handle;
+mod client_roles;
 mod cost;
 mod drift;
 mod expiry;
@@ -23,6 +29,8 @@ mod lifecycle;
 mod lock;
 mod refusals;
 mod requests;
+mod restarts;
 mod secrecy;
+mod service_account_token;
 mod shutdown;
 mod tls;

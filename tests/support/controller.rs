@@ -17,9 +17,10 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Cluster, DEADLINE, Metrics, Namespace, poll, within};
+use super::{DEADLINE, Metrics, Namespace, poll, within};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_tokencache");
+/// The binary.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_tokencache");
 const LOOPBACK: [&str; 4] = ["--allow-cidr", "127.0.0.0/8", "--allow-cidr", "::1/128"];
 
 /// What a process has written, line by line, to stdout and stderr.
@@ -103,9 +104,16 @@ impl Controller {
 
     /// Starts a controller, and waits until it is ready.
     pub async fn launch(namespace: &Namespace, launch: Launch<'_>) -> Self {
+        let controller = Self::spawn(namespace, launch).await;
+        controller.ready().await;
+        controller
+    }
+
+    /// Starts a controller, under the namespace's service account, and waits until its admin server listens.
+    pub async fn spawn(namespace: &Namespace, launch: Launch<'_>) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let identity = format!("controller-{}", STARTED.fetch_add(1, Ordering::Relaxed));
-        let mut command = command(&Cluster::get().await.kubeconfig, launch.log);
+        let mut command = command(namespace.account().await.kubeconfig(), launch.log);
         command.args(["controller", "--namespace", &namespace.name, "--admin-address", "127.0.0.1:0"]);
         command.args(["--log-format", "json", "--identity", &identity]);
         command.args(launch.loopback.then_some(LOOPBACK).into_iter().flatten()).args(launch.arguments);
@@ -123,9 +131,7 @@ impl Controller {
         });
         let admin = admin.await;
         let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
-        let controller = Self { identity, child, log, admin, http };
-        controller.ready().await;
-        controller
+        Self { identity, child, log, admin, http }
     }
 
     /// Waits until it says that it is ready.
@@ -190,6 +196,33 @@ pub async fn run_to_exit(kubeconfig: &str, arguments: &[&str]) -> (ExitStatus, S
     let output = within("the program ends", output).await.expect("the program is started");
     let text = [output.stdout, output.stderr].concat();
     (output.status, String::from_utf8_lossy(&text).into_owned())
+}
+
+/// How a command of the binary ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it said.
+    pub stderr: String,
+}
+
+/// Runs the binary as whoever the kubeconfig says, in a namespace.
+pub async fn tokencache(kubeconfig: &str, namespace: &str, arguments: &[&str]) -> Ended {
+    let (name, rest) = arguments.split_first().expect("a command");
+    let mut command = command(kubeconfig, "info");
+    command.arg(name).args(["--namespace", namespace]).args(rest);
+    ended(command).await
+}
+
+/// Runs a program to its end.
+pub async fn ended(mut command: Command) -> Ended {
+    let output = within("the program ends", command.kill_on_drop(true).output()).await.expect("it is started");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    let code = output.status.code().expect("an exit code");
+    Ended { code, stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// The binary, in an environment that only the test decides.

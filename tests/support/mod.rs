@@ -6,16 +6,18 @@ mod leaks;
 pub mod manifests;
 mod metrics;
 mod namespace;
+pub mod rights;
 mod scene;
 mod seen;
 
 use std::{future::Future, sync::LazyLock, time::Duration};
 
 pub use cluster::Cluster;
-pub use controller::{Controller, Launch, run_to_exit};
+pub use controller::{BINARY, Controller, Ended, Launch, ended, run_to_exit, tokencache};
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
+pub use rights::{Account, chart_rules};
 pub use scene::Scene;
 pub use seen::{CacheView, SecretView};
 
