@@ -238,7 +238,7 @@ fn what_no_run_will_ever_answer_fails_at_once_and_says_why() {
         let error = client.clear("theirs").await.expect_err("it is theirs");
         assert!(matches!(error, Error::NotOwned { .. }), "{error}");
 
-        scene.cache("invalid", json!({"fetch": {"oauth2": {"tokenUrl": "nowhere"}}})).await;
+        scene.cache("invalid", json!({"fetch": {"oauth2": {"tokenUrl": "http://["}}})).await;
         assert_eq!(reason(client.fetch("invalid").await), "InvalidSpec");
     });
 }

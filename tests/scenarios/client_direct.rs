@@ -37,7 +37,7 @@ fn without_a_controller_the_command_runs_the_fetch_itself_and_status_says_so() {
         let secret: k8s_openapi::api::core::v1::Secret = ns.get("a").await;
         assert_eq!(secret.token(), ended.stdout);
         let cache: TokenCache = ns.get("a").await;
-        assert_eq!(cache.seen().last_run_by.as_deref(), Some("laptop"));
+        assert_eq!(cache.seen().last_run_by.as_deref(), Some("direct-laptop"));
         assert_eq!((cache.seen().runs, cache.seen().refresh_requested), (1, None));
         assert_eq!(holder(&ns.get("tokencache-a").await), "", "the Lease is free again");
 
@@ -80,6 +80,6 @@ fn beside_a_controller_only_one_of_them_runs() {
         }
         assert_eq!((scene.server.requests("a"), scene.server.in_flight_max("a")), (1, 1));
         let by = scene.ns.get::<TokenCache>("a").await.seen().last_run_by.expect("somebody");
-        assert!(by == "laptop" || by == scene.controller.identity, "{by}");
+        assert!(by == "direct-laptop" || by == scene.controller.identity, "{by}");
     });
 }

@@ -11,7 +11,7 @@ use tokencache::client::{Client, Error};
 
 use super::client::lazy;
 use crate::support::{
-    Account, CacheView as _, Ended, Scene, chart_rules, manifests::token_cache, scenario, tokencache,
+    Account, CacheView as _, Ended, Scene, chart_rules, manifests::token_cache, scenario, server::Behaviour, tokencache,
 };
 
 /// The TokenCache that the page speaks of.
@@ -49,6 +49,9 @@ struct Stage {
 impl Stage {
     async fn new() -> Self {
         let scene = Scene::new().await;
+        // Slow enough that the first list does not show its end: that is the watch's to tell.
+        let slow = Behaviour::After(Duration::from_secs(2), Box::new(Behaviour::Default));
+        scene.server.set(NAME, slow);
         scene.cache(NAME, lazy()).await;
         Self { scene, accounts: 0 }
     }

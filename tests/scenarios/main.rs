@@ -18,6 +18,7 @@ mod client;
 mod client_cli;
 mod client_crowd;
 mod client_direct;
+mod client_examples;
 mod client_handle;
 mod client_roles;
 mod cost;
