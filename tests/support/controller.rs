@@ -17,7 +17,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Cluster, DEADLINE, Metrics, Namespace, poll, within};
+use super::{Cluster, DEADLINE, Metrics, Namespace, User, poll, within};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tokencache");
 const LOOPBACK: [&str; 4] = ["--allow-cidr", "127.0.0.0/8", "--allow-cidr", "::1/128"];
@@ -87,11 +87,13 @@ pub struct Launch<'a> {
     pub log: &'a str,
     /// Further arguments.
     pub arguments: &'a [&'a str],
+    /// As whom it acts, if not as an admin.
+    pub user: Option<&'a User>,
 }
 
 impl Default for Launch<'_> {
     fn default() -> Self {
-        Self { loopback: true, log: "info,tokencache=trace", arguments: &[] }
+        Self { loopback: true, log: "info,tokencache=trace", arguments: &[], user: None }
     }
 }
 
@@ -105,7 +107,8 @@ impl Controller {
     pub async fn launch(namespace: &Namespace, launch: Launch<'_>) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let identity = format!("controller-{}", STARTED.fetch_add(1, Ordering::Relaxed));
-        let mut command = command(&Cluster::get().await.kubeconfig, launch.log);
+        let admin = &Cluster::get().await.kubeconfig;
+        let mut command = command(launch.user.map_or(admin, |user| &user.kubeconfig), launch.log);
         command.args(["controller", "--namespace", &namespace.name, "--admin-address", "127.0.0.1:0"]);
         command.args(["--log-format", "json", "--identity", &identity]);
         command.args(launch.loopback.then_some(LOOPBACK).into_iter().flatten()).args(launch.arguments);

@@ -8,6 +8,7 @@ mod metrics;
 mod namespace;
 mod scene;
 mod seen;
+mod user;
 
 use std::{future::Future, sync::LazyLock, time::Duration};
 
@@ -18,6 +19,7 @@ pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
 pub use scene::Scene;
 pub use seen::{CacheView, SecretView};
+pub use user::User;
 
 #[path = "../../examples/token-server/server.rs"]
 pub mod server;
