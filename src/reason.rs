@@ -66,6 +66,10 @@ pub enum Reason {
     // Events only.
     /// The Secret was changed by another hand.
     Drifted,
+    /// A workload was restarted because the value has changed.
+    RolloutRestarted,
+    /// A workload could not be restarted.
+    RolloutRestartFailed,
 }
 
 impl Reason {
@@ -100,6 +104,8 @@ impl Reason {
             Self::SourceNotAllowed => "SourceNotAllowed",
             Self::AddressNotAllowed => "AddressNotAllowed",
             Self::Drifted => "Drifted",
+            Self::RolloutRestarted => "RolloutRestarted",
+            Self::RolloutRestartFailed => "RolloutRestartFailed",
         }
     }
 

@@ -16,7 +16,7 @@ pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
             check_tls("spec.fetch.oauth2.tls", &oauth2.token_url, oauth2.tls.as_ref())?;
         }
         Some(Source::Job(job)) => super::job::check(job)?,
-        None => {}
+        Some(Source::ServiceAccountToken(_)) | None => {}
     }
     check_target(&spec.target)
 }

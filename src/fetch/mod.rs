@@ -13,8 +13,10 @@ mod json;
 mod oauth2;
 mod redact;
 mod resolver;
+mod service_account_token;
 mod sources;
 mod tls;
+mod token_request;
 mod transport;
 #[cfg(test)]
 mod wire_tests;
@@ -187,6 +189,7 @@ impl Fetcher {
         let mut attempt = Attempt { sources, clients, clock, phase };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
+            Some(Source::ServiceAccountToken(source)) => service_account_token::fetch(&mut attempt, source).await?,
             Some(Source::Job(_)) if !allow_jobs => return Err(job::switched_off()),
             Some(Source::Job(job)) => {
                 let place = job::Place { client, ends, image: collector_image, cache };
@@ -214,7 +217,7 @@ impl Fetcher {
 pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
     let (url, proxy) = match spec.fetch.source()? {
         Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
-        Source::Job(_) => return None,
+        Source::ServiceAccountToken(_) | Source::Job(_) => return None,
     };
     Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
 }
@@ -226,6 +229,8 @@ pub enum ReferenceKind {
     Secret,
     /// A ConfigMap.
     ConfigMap,
+    /// A ServiceAccount.
+    ServiceAccount,
 }
 
 impl ReferenceKind {
@@ -233,6 +238,7 @@ impl ReferenceKind {
         match self {
             Self::Secret => "secrets",
             Self::ConfigMap => "configmaps",
+            Self::ServiceAccount => "serviceaccounts",
         }
     }
 }
@@ -242,6 +248,7 @@ impl fmt::Display for ReferenceKind {
         f.write_str(match self {
             Self::Secret => "Secret",
             Self::ConfigMap => "ConfigMap",
+            Self::ServiceAccount => "ServiceAccount",
         })
     }
 }
@@ -258,6 +265,10 @@ pub struct Reference {
 impl Reference {
     fn secret(name: &str) -> Self {
         Self { kind: ReferenceKind::Secret, name: name.to_owned() }
+    }
+
+    fn service_account(name: &str) -> Self {
+        Self { kind: ReferenceKind::ServiceAccount, name: name.to_owned() }
     }
 
     /// What `tls` and `proxy` refer to, which all HTTP sources take.
@@ -280,6 +291,7 @@ impl Reference {
 pub fn references(spec: &TokenCacheSpec) -> Vec<Reference> {
     let found: BTreeSet<Reference> = match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => oauth2::references(oauth2).collect(),
+        Some(Source::ServiceAccountToken(source)) => service_account_token::references(source).collect(),
         Some(Source::Job(job)) => job::references(job).collect(),
         None => BTreeSet::new(),
     };

@@ -8,13 +8,16 @@ use std::{
 
 use k8s_openapi::{
     NamespaceResourceScope, Resource,
-    api::core::v1::{ConfigMap, Secret},
+    api::core::v1::{ConfigMap, Secret, ServiceAccount},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::Api;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{Failure, Phase, Reference, ReferenceKind, SecretBytes};
+use super::{
+    Failure, Phase, Reference, ReferenceKind, SecretBytes,
+    token_request::{Issued, TokenRequest},
+};
 use crate::{
     api::{
         names::LABEL_SOURCE,
@@ -84,10 +87,22 @@ impl Sources {
                         let map = get::<ConfigMap>(&self.client, kind, &self.namespace, name).await?;
                         open_config_map(map, &self.namespace, name)
                     }
+                    ReferenceKind::ServiceAccount => {
+                        let account = get::<ServiceAccount>(&self.client, kind, &self.namespace, name).await?;
+                        open_service_account(&account, &self.namespace, name, self.require_label)?
+                    }
                 };
                 Ok(entry.insert(opened))
             }
         }
+    }
+
+    /// Has a token issued by the API server, for an account whose owner opened it.
+    pub(super) async fn service_account_token(&mut self, wanted: &TokenRequest<'_>) -> Result<Issued, Failure> {
+        self.open(ReferenceKind::ServiceAccount, wanted.account).await?;
+        let account = format!("{}/{}", self.namespace, wanted.account);
+        self.phase.set(format!("requesting a token of ServiceAccount {account} from the Kubernetes API server"));
+        wanted.send(&self.client, &self.namespace).await
     }
 }
 
@@ -133,22 +148,36 @@ fn refused(error: &kube::Error, kind: ReferenceKind, namespace: &str, name: &str
 fn open_secret(mut secret: Secret, namespace: &str, name: &str, require_label: bool) -> Result<Opened, Failure> {
     let data = mem::take(&mut secret.data).unwrap_or_default();
     let data = data.into_iter().map(|(key, value)| (key, SecretBytes::from(value.0))).collect();
-    let labelled = secret
-        .metadata
-        .labels
-        .as_ref()
-        .and_then(|labels| labels.get(LABEL_SOURCE))
-        .is_some_and(|value| value == "true");
-    if require_label && !labelled {
-        return Err(Failure::new(
-            Reason::SourceNotAllowed,
-            format!(
-                "Secret {namespace}/{name} is not open to TokenCaches: its owner opens it with \
-                 kubectl label secret {name} -n {namespace} --overwrite {LABEL_SOURCE}=true"
-            ),
-        ));
+    if require_label && !is_labelled(&secret.metadata) {
+        return Err(closed(ReferenceKind::Secret, namespace, name));
     }
     Ok(Opened { title: format!("Secret {namespace}/{name}"), data })
+}
+
+/// An account has no data of its own; it is opened all the same, since a token of it is as good as a secret.
+fn open_service_account(
+    account: &ServiceAccount,
+    namespace: &str,
+    name: &str,
+    require_label: bool,
+) -> Result<Opened, Failure> {
+    if require_label && !is_labelled(&account.metadata) {
+        return Err(closed(ReferenceKind::ServiceAccount, namespace, name));
+    }
+    Ok(Opened { title: format!("ServiceAccount {namespace}/{name}"), data: BTreeMap::new() })
+}
+
+fn is_labelled(metadata: &ObjectMeta) -> bool {
+    metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_SOURCE)).is_some_and(|value| value == "true")
+}
+
+fn closed(kind: ReferenceKind, namespace: &str, name: &str) -> Failure {
+    let command = format!(
+        "kubectl label {} {name} -n {namespace} --overwrite {LABEL_SOURCE}=true",
+        kind.to_string().to_ascii_lowercase()
+    );
+    let message = format!("{kind} {namespace}/{name} is not open to TokenCaches: its owner opens it with {command}");
+    Failure::new(Reason::SourceNotAllowed, message)
 }
 
 fn open_config_map(map: ConfigMap, namespace: &str, name: &str) -> Opened {

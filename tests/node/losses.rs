@@ -18,7 +18,11 @@ use tokencache::api::TokenCache;
 use crate::{
     endings::{SLOW, count_pods},
     node::{ARGUMENTS, FrozenNode, Stage, alone_on_node, is_fetching, on_node},
-    support::{CacheView as _, Controller, Launch, Namespace, SecretView as _, User, in_background, poll, within},
+    support::{
+        CacheView as _, Controller, Namespace, SecretView as _, in_background, poll,
+        rights::{give_back, withhold},
+        within,
+    },
 };
 
 const SHORT: [&str; 4] = [ARGUMENTS[0], ARGUMENTS[1], "--lease-duration", "3s"];
@@ -55,18 +59,16 @@ fn when_the_lease_can_no_more_be_renewed_the_job_ends_and_that_is_told() {
     on_node(async {
         let ns = Namespace::new().await;
         let most = count_pods(&ns);
-        let user = User::new(&ns).await;
-        let launch = Launch { arguments: &SHORT, user: Some(&user), ..Launch::default() };
-        let stage = Stage { controller: Controller::launch(&ns, launch).await, ns };
+        let stage = Stage { controller: Controller::start(&ns, &SHORT).await, ns };
         let script = SLOW.replace("sleep 5", "sleep 20");
         stage.script("a", &script, json!({"retry": {"initialInterval": "1s"}})).await;
         let first = stage.pod("a", "the container runs", is_fetching).await.name_any();
-        user.lacks(&stage.ns, &["update"], "coordination.k8s.io", "leases").await;
+        withhold(&stage.ns, &["update"], "coordination.k8s.io", "leases").await;
         let (reason, message) = stage.failure("a").await;
         assert!(reason == "LockLost" && message.contains("could not be renewed"), "{reason}: {message}");
         all_gone(&stage, "a").await;
         assert!(stage.ns.api::<Secret>().get_opt("a").await.expect("an answer").is_none(), "nothing was written");
-        user.lacks_nothing(&stage.ns, "update", "coordination.k8s.io", "leases").await;
+        give_back(&stage.ns, "update", "coordination.k8s.io", "leases").await;
         stage.ns.await_ready("a", true, "Fetched").await;
         let secret: Secret = stage.ns.get("a").await;
         assert_ne!(secret.token(), first);

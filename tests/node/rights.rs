@@ -1,27 +1,19 @@
-//! The rights that jobs need: those of config/rbac.yaml suffice, and what is missing is told.
+//! The rights that jobs need: those of the chart suffice, and what is missing is told.
 
 use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
 use serde_json::json;
 
 use crate::{
     node::{ARGUMENTS, Stage, on_node},
-    support::{CacheView as _, Controller, Launch, Namespace, User, manifests::source_secret},
+    support::{CacheView as _, Controller, Namespace, manifests::source_secret, rights::withhold},
 };
 
 const WORKS: &str = r#"echo '{"token": "x", "expires_in": 3600, "state": 1}' > "$TOKENCACHE_RESULT""#;
 
-async fn stage() -> (User, Stage) {
-    let ns = Namespace::new().await;
-    let user = User::new(&ns).await;
-    let launch = Launch { arguments: &ARGUMENTS, user: Some(&user), ..Launch::default() };
-    let controller = Controller::launch(&ns, launch).await;
-    (user, Stage { controller, ns })
-}
-
 #[test]
-fn with_the_published_rights_jobs_run_and_each_right_that_is_missing_is_told_at_once() {
+fn with_the_charts_rights_jobs_run_and_each_right_that_is_missing_is_told_at_once() {
     on_node(async {
-        let (user, stage) = stage().await;
+        let stage = Stage::new().await;
         stage.ns.create::<Secret>(source_secret("s", "hunter2", true)).await;
         let spec = json!({"fetch": {"job": {"template": {"spec": {
             "volumes": [{"name": "s", "secret": {"secretName": "s"}}], "serviceAccountName": "default",
@@ -46,14 +38,14 @@ fn with_the_published_rights_jobs_run_and_each_right_that_is_missing_is_told_at_
             ("e", "watch", "", "pods", "lacks watch on pods"),
             ("f", "get", "", "serviceaccounts", "lacks get on serviceaccounts"),
         ] {
-            user.lacks(&stage.ns, &[verb], group, resource).await;
+            withhold(&stage.ns, &[verb], group, resource).await;
             stage.script(name, WORKS, spec.clone()).await;
             let (reason, message) = stage.failure(name).await;
             assert!(reason == "JobFailed" && message.contains(told), "{name}: {reason}: {message}");
         }
 
         // Without events a run goes well, but a quota's refusal could not be told from a delay.
-        user.lacks(&stage.ns, &["list", "watch"], "", "events").await;
+        withhold(&stage.ns, &["list", "watch"], "", "events").await;
         stage.script("g", WORKS, json!({})).await;
         stage.ns.await_ready("g", true, "Fetched").await;
         let none = json!({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}});

@@ -23,6 +23,8 @@ mod lifecycle;
 mod lock;
 mod refusals;
 mod requests;
+mod restarts;
 mod secrecy;
+mod service_account_token;
 mod shutdown;
 mod tls;

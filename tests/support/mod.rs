@@ -6,9 +6,9 @@ mod leaks;
 pub mod manifests;
 mod metrics;
 mod namespace;
+pub mod rights;
 mod scene;
 mod seen;
-mod user;
 
 use std::{future::Future, sync::LazyLock, time::Duration};
 
@@ -19,7 +19,6 @@ pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
 pub use scene::Scene;
 pub use seen::{CacheView, SecretView};
-pub use user::User;
 
 #[path = "../../examples/token-server/server.rs"]
 pub mod server;
