@@ -1,6 +1,6 @@
 //! The node, the image of the collector on it, and jobs that run there.
 
-use std::{collections::BTreeMap, path::Path, process::Output};
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -9,9 +9,9 @@ use k8s_openapi::api::{
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 use tokencache::api::{TokenCache, names::LABEL_CACHE};
-use tokio::{process::Command, sync::OnceCell};
+use tokio::sync::OnceCell;
 
-use crate::support::{CacheView as _, Controller, Namespace, manifests::merge, scenario, within};
+use crate::support::{CacheView as _, Controller, Namespace, load_image, manifests::merge, scenario, within};
 
 /// With a shell and the usual tools.
 pub const BUSYBOX: &str = "tokencache.test/busybox:1";
@@ -29,29 +29,9 @@ pub fn on_node(story: impl Future<Output = ()>) {
         return;
     };
     scenario(async move {
-        IMAGE.get_or_init(|| load_collector(cluster)).await;
+        IMAGE.get_or_init(|| load_image(&cluster, COLLECTOR)).await;
         story.await;
     });
-}
-
-async fn load_collector(cluster: String) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (binary, image) = (folder.path().join("tokencache"), folder.path().join("image.tar"));
-    // Without its debugging information, which is most of it.
-    let strip = Command::new("strip").arg("-o").arg(&binary).arg(env!("CARGO_BIN_EXE_tokencache")).output();
-    if !strip.await.is_ok_and(|output| output.status.success()) {
-        std::fs::copy(env!("CARGO_BIN_EXE_tokencache"), &binary).expect("a copy");
-    }
-    let hack = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("hack").join(name);
-    let made = Command::new(hack("image.sh")).arg(COLLECTOR).arg(&image).arg("--bin").arg(&binary).output().await;
-    assert_success("hack/image.sh", made);
-    let load = Command::new(hack("cluster.sh")).args(["load-image", "--name", &cluster]).arg(&image).output().await;
-    assert_success("hack/cluster.sh load-image", load);
-}
-
-fn assert_success(what: &str, output: std::io::Result<Output>) {
-    let output = output.expect(what);
-    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A namespace with a controller.
