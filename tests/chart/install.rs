@@ -19,7 +19,9 @@ use tokio::{sync::Mutex, task::JoinHandle};
 
 use crate::{
     support::{
-        CacheView as _, Cluster, Namespace, SecretView as _, in_background, load_image,
+        CacheView as _, Cluster, Namespace, SecretView as _,
+        image::load_image,
+        in_background,
         manifests::{CREDENTIALS, source_secret, token_cache},
         poll, scenario,
         server::{Behaviour, Expiry, Options, TokenServer},
@@ -36,32 +38,30 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 #[test]
 fn the_chart_for_all_namespaces() {
-    on_node(async |stage| stage.play(&Way::Helm(Vec::new())).await);
+    on_node(async |stage| stage.play(&Way::Helm(Vec::new()), async || {}).await);
 }
 
 #[test]
 fn the_chart_for_some_namespaces_sees_no_other() {
     on_node(async |stage| {
         let other = Namespace::new().await;
-        stage.play(&Way::Helm(vec![stage.ns.name.clone()])).await;
-        // Played to its end; this is after it, with the definition there again.
-        let way = Way::Helm(vec![stage.ns.name.clone()]);
-        way.install();
-        let roles = must("kubectl", &["get", "clusterroles,clusterrolebindings", "-o", "name"]);
-        assert!(!roles.contains("tokencache"), "{roles}");
-        other.create::<Secret>(source_secret(CREDENTIALS, &stage.server.options().client_secret, true)).await;
-        other.create::<TokenCache>(token_cache("elsewhere", &stage.server, json!({}))).await;
-        stage.cache("here", json!({})).await;
-        stage.ns.await_ready("here", true, "Fetched").await;
-        assert_eq!(stage.server.requests("elsewhere"), 0);
-        assert!(other.get::<TokenCache>("elsewhere").await.status.is_none());
-        stage.end(&way).await;
+        let sees_no_other = async || {
+            let roles = must("kubectl", &["get", "clusterroles,clusterrolebindings", "-o", "name"]);
+            assert!(!roles.contains("tokencache"), "{roles}");
+            other.create::<Secret>(source_secret(CREDENTIALS, &stage.server.options().client_secret, true)).await;
+            other.create::<TokenCache>(token_cache("elsewhere", &stage.server, json!({}))).await;
+            stage.cache("here", json!({})).await;
+            stage.ns.await_ready("here", true, "Fetched").await;
+            assert_eq!(stage.server.requests("elsewhere"), 0);
+            assert!(other.get::<TokenCache>("elsewhere").await.status.is_none());
+        };
+        stage.play(&Way::Helm(vec![stage.ns.name.clone()]), sees_no_other).await;
     });
 }
 
 #[test]
 fn the_manifests_without_helm() {
-    on_node(async |stage| stage.play(&Way::kustomize()).await);
+    on_node(async |stage| stage.play(&Way::kustomize(), async || {}).await);
 }
 
 /// A namespace with the token server's credentials, and a server that pods reach.
@@ -95,7 +95,8 @@ impl Stage {
         self.ns.create::<TokenCache>(token_cache(name, &self.server, spec)).await;
     }
 
-    async fn play(&self, way: &Way) {
+    /// The whole story; `see` looks at what is special about this way, while it is installed.
+    async fn play(&self, way: &Way, see: impl AsyncFn()) {
         way.install();
         let first = self.pods_are_ready().await;
         self.serves_the_demo().await;
@@ -123,6 +124,7 @@ impl Stage {
             objects.retain(|name, _| !name.ends_with(" still0"));
         }
         assert_eq!(now, then);
+        see().await;
         self.end(way).await;
     }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokencache::api::{TokenCache, names::LABEL_CACHE};
 use tokio::sync::OnceCell;
 
-use crate::support::{CacheView as _, Controller, Namespace, load_image, manifests::merge, scenario, within};
+use crate::support::{CacheView as _, Controller, Namespace, image::load_image, manifests::merge, scenario, within};
 
 /// With a shell and the usual tools.
 pub const BUSYBOX: &str = "tokencache.test/busybox:1";

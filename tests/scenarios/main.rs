@@ -24,6 +24,7 @@ mod lock;
 mod refusals;
 mod requests;
 mod restarts;
+mod rights;
 mod secrecy;
 mod shutdown;
 mod tls;

@@ -2,7 +2,7 @@
 
 mod cluster;
 mod controller;
-mod image;
+pub mod image;
 mod leaks;
 pub mod manifests;
 mod metrics;
@@ -15,7 +15,6 @@ use std::{future::Future, sync::LazyLock, time::Duration};
 
 pub use cluster::Cluster;
 pub use controller::{Controller, Launch, run_to_exit};
-pub use image::load_image;
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
