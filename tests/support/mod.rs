@@ -2,6 +2,7 @@
 
 mod cluster;
 mod controller;
+pub mod image;
 mod leaks;
 pub mod manifests;
 mod metrics;
