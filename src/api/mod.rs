@@ -2,6 +2,7 @@
 
 mod duration;
 mod expires_at;
+pub mod http;
 pub mod job;
 pub mod names;
 pub mod oauth2;

@@ -9,7 +9,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, TokenCacheStatus, job::Job, oauth2::OAuth2, service_account_token::ServiceAccountToken};
+use super::{
+    Duration, TokenCacheStatus, http::Http, job::Job, oauth2::OAuth2, service_account_token::ServiceAccountToken,
+};
 
 /// How a credential is got, when it is refreshed, and the Secret that holds it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,7 +69,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 /// Exactly one source, and the limit on one attempt.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, serviceAccountToken or job"))]
+#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.http), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, http, serviceAccountToken or job"))]
 #[serde(rename_all = "camelCase")]
 pub struct Fetch {
     /// One attempt's limit, at most 10m. Default 30s; for job 5m.
@@ -78,6 +80,10 @@ pub struct Fetch {
     /// An OAuth 2.0 token endpoint (RFC 6749).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oauth2: Option<OAuth2>,
+
+    /// Any API that gives a credential for an HTTP request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<Http>,
 
     /// A token of a service account, by the TokenRequest API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,6 +99,8 @@ pub struct Fetch {
 pub enum Source<'a> {
     /// An OAuth 2.0 token endpoint.
     OAuth2(&'a OAuth2),
+    /// An HTTP request.
+    Http(&'a Http),
     /// A token of a service account.
     ServiceAccountToken(&'a ServiceAccountToken),
     /// A container of the user's.
@@ -105,6 +113,7 @@ impl Source<'_> {
     pub fn name(self) -> &'static str {
         match self {
             Self::OAuth2(_) => "oauth2",
+            Self::Http(_) => "http",
             Self::ServiceAccountToken(_) => "serviceAccountToken",
             Self::Job(_) => "job",
         }
@@ -117,7 +126,8 @@ impl Fetch {
     pub fn source(&self) -> Option<Source<'_>> {
         let oauth2 = self.oauth2.as_ref().map(Source::OAuth2);
         let service_account_token = self.service_account_token.as_ref().map(Source::ServiceAccountToken);
-        oauth2.or(service_account_token).or(self.job.as_ref().map(Source::Job))
+        let http = self.http.as_ref().map(Source::Http);
+        oauth2.or(http).or(service_account_token).or(self.job.as_ref().map(Source::Job))
     }
 
     /// One attempt's limit.
