@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# A container image without a container engine: a docker-archive tar of one layer.
+# A container image without a container engine: a docker-archive tar of one layer. The Dockerfile takes its contents from
+# here too, so that there is one list of what is in the image.
 set -euo pipefail
 
 usage() {
   cat <<'HELP'
 usage: hack/image.sh NAME:TAG OUT.tar --bin PATH [--bin PATH…] [--entrypoint PATH-IN-IMAGE] [--arg ARG…] [--user UID]
        hack/image.sh busybox OUT.tar
+       hack/image.sh root FOLDER --bin PATH [--bin PATH…]
 
 Each binary is put into /bin of the image, with the libraries that ldd names, the CA bundle of this machine and a
 user nonroot (65532), as which the image runs if no --user is given. The entrypoint is the first binary, if no other
@@ -41,6 +43,13 @@ main() {
     name=tokencache.test/busybox:1 user=0 entrypoint=${entrypoint:-/bin/sh}
     binaries=("$(command -v busybox)") || die "busybox is missing (Debian: busybox-static)"
   fi
+  if [[ $name == root ]]; then
+    ((${#binaries[@]} > 0)) || die "no --bin given: see --help"
+    fill_root "$out" "${binaries[@]}"
+    # The same input gives the same image.
+    find "$out" -exec touch --no-dereference --date=@0 {} +
+    return
+  fi
   [[ $name =~ ^[a-z0-9./_-]+:[A-Za-z0-9._-]+$ ]] || die "not an image's name and tag: $name"
   [[ $user =~ ^[0-9]+$ ]] || die "not a number of a user: $user"
   ((${#binaries[@]} > 0)) || die "no --bin given: see --help"
@@ -64,6 +73,8 @@ fill_root() {
   chmod 1777 "$root/tmp"
   printf '%s\n' root:x:0:0:root:/:/bin/sh nonroot:x:65532:65532:nonroot:/:/bin/false >"$root/etc/passwd"
   printf '%s\n' root:x:0: nonroot:x:65532: >"$root/etc/group"
+  # Names of /etc/hosts, which the kubelet writes, come before DNS.
+  echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
   for binary in "$@"; do
     install -m 755 "$binary" "$root/bin/" || die "cannot read $binary"
     while read -r library; do

@@ -62,10 +62,16 @@ pub enum Reason {
     SourceNotAllowed,
     /// The address rules forbid the server's address.
     AddressNotAllowed,
+    /// The refresh token is void: somebody must sign in again.
+    ReauthenticationRequired,
 
     // Events only.
     /// The Secret was changed by another hand.
     Drifted,
+    /// A workload was restarted because the value has changed.
+    RolloutRestarted,
+    /// A workload could not be restarted.
+    RolloutRestartFailed,
 }
 
 impl Reason {
@@ -99,7 +105,10 @@ impl Reason {
             Self::SourceNotFound => "SourceNotFound",
             Self::SourceNotAllowed => "SourceNotAllowed",
             Self::AddressNotAllowed => "AddressNotAllowed",
+            Self::ReauthenticationRequired => "ReauthenticationRequired",
             Self::Drifted => "Drifted",
+            Self::RolloutRestarted => "RolloutRestarted",
+            Self::RolloutRestartFailed => "RolloutRestartFailed",
         }
     }
 
@@ -114,6 +123,7 @@ impl Reason {
                 | Self::SourceNotFound
                 | Self::SourceNotAllowed
                 | Self::AddressNotAllowed
+                | Self::ReauthenticationRequired
         )
     }
 
@@ -127,6 +137,7 @@ impl Reason {
             Self::SourceNotFound,
             Self::SourceNotAllowed,
             Self::AddressNotAllowed,
+            Self::ReauthenticationRequired,
         ]
         .into_iter()
         .find(|reason| reason.as_str() == name)

@@ -2,6 +2,7 @@
 
 mod duration;
 mod expires_at;
+pub mod github_app;
 pub mod http;
 pub mod job;
 pub mod names;
@@ -14,7 +15,8 @@ mod validate;
 pub use duration::{Duration, InvalidDuration};
 pub use expires_at::ExpiresAt;
 pub use spec::{
-    Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, Source, Target, TokenCache, TokenCacheSpec,
+    Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, RolloutRestart, RolloutRestartTarget, Source,
+    Target, TokenCache, TokenCacheSpec, WorkloadKind,
 };
 pub use status::{LastFailure, TokenCacheStatus};
 pub use validate::{Invalid, crd, validate};

@@ -7,6 +7,7 @@ mod cel;
 mod check;
 mod expiry;
 mod expression;
+mod github_app;
 mod http;
 mod http_client;
 pub(crate) mod job;
@@ -15,7 +16,10 @@ mod oauth2;
 mod redact;
 mod resolver;
 mod service_account_token;
+mod signing;
 mod sources;
+#[cfg(test)]
+mod test_keys;
 mod tls;
 mod token_request;
 mod transport;
@@ -85,6 +89,8 @@ pub struct FetcherConfig {
     pub addresses: AddressRules,
     /// Whether a Secret must bear the label tokencache.dev/source: "true" to be read.
     pub require_source_label: bool,
+    /// Whether the source `job` may be used.
+    pub allow_jobs: bool,
     /// The image with this very program, for the pods of jobs.
     pub collector_image: String,
 }
@@ -97,6 +103,7 @@ struct Inner {
     client: kube::Client,
     clients: Clients,
     require_source_label: bool,
+    allow_jobs: bool,
     collector_image: String,
     clock: Clock,
 }
@@ -110,9 +117,13 @@ impl fmt::Debug for Fetcher {
 /// What a source has at hand in one attempt.
 struct Attempt<'a> {
     sources: Sources,
+    client: &'a kube::Client,
+    namespace: &'a str,
     clients: &'a Clients,
     clock: &'a Clock,
     phase: Phase,
+    /// What must be seen to even when the fetch is dropped.
+    ends: &'a TaskTracker,
 }
 
 /// What a source got.
@@ -149,9 +160,9 @@ impl Fetcher {
     }
 
     fn with_lookup(client: kube::Client, config: FetcherConfig, clock: Clock, lookup: resolver::Lookup) -> Self {
-        let FetcherConfig { addresses, require_source_label, collector_image } = config;
+        let FetcherConfig { addresses, require_source_label, allow_jobs, collector_image } = config;
         let clients = Clients::new(addresses, lookup);
-        Self(Arc::new(Inner { client, clients, require_source_label, collector_image, clock }))
+        Self(Arc::new(Inner { client, clients, require_source_label, allow_jobs, collector_image, clock }))
     }
 
     /// One attempt, within `spec.fetch.timeout`.
@@ -181,14 +192,16 @@ impl Fetcher {
     }
 
     async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
-        let Inner { client, clients, require_source_label, collector_image, clock } = &*self.0;
+        let Inner { client, clients, require_source_label, allow_jobs, collector_image, clock } = &*self.0;
         let namespace = cache.metadata.namespace.clone().unwrap_or_default();
-        let sources = Sources::new(client.clone(), namespace, *require_source_label, phase.clone());
-        let mut attempt = Attempt { sources, clients, clock, phase };
+        let sources = Sources::new(client.clone(), namespace.clone(), *require_source_label, phase.clone());
+        let mut attempt = Attempt { sources, client, namespace: &namespace, clients, clock, phase, ends };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
             Some(Source::Http(http)) => http::fetch(&mut attempt, http).await?,
             Some(Source::ServiceAccountToken(source)) => service_account_token::fetch(&mut attempt, source).await?,
+            Some(Source::Job(_)) if !allow_jobs => return Err(job::switched_off()),
+            Some(Source::GitHubApp(app)) => github_app::fetch(&mut attempt, app).await?,
             Some(Source::Job(job)) => {
                 let place = job::Place { client, ends, image: collector_image, cache };
                 job::fetch(&mut attempt, &place, job).await?
@@ -216,6 +229,7 @@ pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
     let (url, proxy) = match spec.fetch.source()? {
         Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
         Source::Http(http) => http::endpoint(http),
+        Source::GitHubApp(app) => github_app::endpoint(app),
         Source::ServiceAccountToken(_) | Source::Job(_) => return None,
     };
     Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
@@ -292,6 +306,7 @@ pub fn references(spec: &TokenCacheSpec) -> Vec<Reference> {
         Some(Source::OAuth2(oauth2)) => oauth2::references(oauth2).collect(),
         Some(Source::Http(http)) => http::references(http).collect(),
         Some(Source::ServiceAccountToken(source)) => service_account_token::references(source).collect(),
+        Some(Source::GitHubApp(app)) => github_app::references(app).collect(),
         Some(Source::Job(job)) => job::references(job).collect(),
         None => BTreeSet::new(),
     };

@@ -151,6 +151,7 @@ impl World {
         let config = FetcherConfig {
             addresses: AddressRules::new(allow, vec![]),
             require_source_label: true,
+            allow_jobs: true,
             collector_image: String::new(),
         };
         Fetcher::with_lookup(self.objects.client(), config, Clock::system(), self.lookup.clone())
