@@ -27,7 +27,7 @@ impl Events {
     /// Publishes; a failure is logged only.
     pub async fn publish(&self, object: &impl Resource<DynamicType = ()>, reason: Reason, note: &str) {
         let type_ = match reason {
-            Reason::Fetched | Reason::Cleared => EventType::Normal,
+            Reason::Fetched | Reason::Cleared | Reason::RolloutRestarted => EventType::Normal,
             _ => EventType::Warning,
         };
         let end = note.floor_char_boundary(LONGEST_NOTE);

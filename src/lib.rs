@@ -26,6 +26,7 @@ pub mod plan;
 pub mod reason;
 pub mod references;
 pub mod report;
+pub mod rollout;
 pub mod run;
 pub mod secret;
 pub mod status;

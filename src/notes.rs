@@ -45,12 +45,25 @@ pub struct Note {
     pub absent: Option<Instant>,
     /// Since when a fetch has been due here.
     pub due_since: Option<Instant>,
+    /// The workloads' restarts.
+    pub rollout: Rollout,
     /// Failures in a row of the Kubernetes API.
     pub api_failures: u32,
     /// Ends the run that is going on.
     pub cancel: Option<CancellationToken>,
     /// The complaint that was reported of an object that cannot be decoded.
     pub undecodable: Option<String>,
+}
+
+/// How far the restarts of a TokenCache's workloads are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rollout {
+    /// All are done for the value that changed at this moment, as this generation of the spec names them.
+    pub done: Option<(DateTime<Utc>, i64)>,
+    /// Since when a rollout that goes on is waited for.
+    pub rolling: Option<Instant>,
+    /// What could not be restarted, as it was told last.
+    pub complaint: String,
 }
 
 /// A Secret that was written but may not have come through the watch yet.

@@ -68,6 +68,10 @@ pub enum Reason {
     // Events only.
     /// The Secret was changed by another hand.
     Drifted,
+    /// A workload was restarted because the value has changed.
+    RolloutRestarted,
+    /// A workload could not be restarted.
+    RolloutRestartFailed,
 }
 
 impl Reason {
@@ -103,6 +107,8 @@ impl Reason {
             Self::AddressNotAllowed => "AddressNotAllowed",
             Self::ReauthenticationRequired => "ReauthenticationRequired",
             Self::Drifted => "Drifted",
+            Self::RolloutRestarted => "RolloutRestarted",
+            Self::RolloutRestartFailed => "RolloutRestartFailed",
         }
     }
 

@@ -51,6 +51,7 @@ pub(crate) fn stored(cache: &TokenCache, lifetime: Lifetime) -> Stored {
         resource_version: "7".into(),
         lifetime: Some(lifetime),
         fetch_hash: fetch_hash(&cache.spec),
+        changed_at: None,
         integrity: Integrity::Intact,
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::Resource;
 use secrecy::{ExposeSecret, SecretSlice};
@@ -15,7 +15,8 @@ use crate::{
     api::{
         ExpiresAt, TokenCache, TokenCacheSpec,
         names::{
-            ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCH_HASH, ANNOTATION_FETCHED_AT, LABEL_MANAGED,
+            ANNOTATION_CHANGED_AT, ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCH_HASH,
+            ANNOTATION_FETCHED_AT, LABEL_MANAGED,
         },
     },
     lock::Owner,
@@ -111,6 +112,8 @@ pub struct Stored {
     pub lifetime: Option<Lifetime>,
     /// From the annotation.
     pub fetch_hash: String,
+    /// When its data last changed, from the annotation.
+    pub changed_at: Option<DateTime<Utc>>,
     /// Whether it is as it was written.
     pub integrity: Integrity,
 }
@@ -161,6 +164,7 @@ pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<
         resource_version,
         lifetime,
         fetch_hash: annotation(ANNOTATION_FETCH_HASH).to_owned(),
+        changed_at: time::parse_rfc3339(annotation(ANNOTATION_CHANGED_AT)).ok(),
         integrity,
     })
 }
@@ -213,11 +217,34 @@ pub fn desired(
     annotations.insert(ANNOTATION_EXPIRES_AT.to_owned(), lifetime.expires_at.whole_seconds().to_string());
     annotations.insert(ANNOTATION_FETCHED_AT.to_owned(), time::rfc3339(lifetime.fetched_at));
     annotations.insert(ANNOTATION_FETCH_HASH.to_owned(), fetch_hash(&cache.spec));
+    match changed_at(cache, found, &data, lifetime.fetched_at) {
+        Some(moment) => annotations.insert(ANNOTATION_CHANGED_AT.to_owned(), time::rfc3339(moment)),
+        None => annotations.remove(ANNOTATION_CHANGED_AT),
+    };
     let mut secret =
         SealedSecret { metadata, type_: Some(cache.spec.target.secret_type().to_owned()), immutable: None, data };
     let hash = data_hash(&secret);
     secret.metadata.annotations.get_or_insert_default().insert(ANNOTATION_DATA_HASH.to_owned(), hash);
     secret
+}
+
+/// When the data last changed. The first value of all replaces none; one after a Secret was deleted does.
+fn changed_at(
+    cache: &TokenCache,
+    found: Option<&ObjectMeta>,
+    data: &BTreeMap<String, SecretBytes>,
+    now: DateTime<Utc>,
+) -> Option<DateTime<Utc>> {
+    let Some(found) = found else {
+        return cache.status.as_ref().is_some_and(|status| status.runs > 0).then_some(now);
+    };
+    let annotation = |key| found.annotations.as_ref().and_then(|map| map.get(key)).map_or("", String::as_str);
+    let before = time::parse_rfc3339(annotation(ANNOTATION_CHANGED_AT)).ok();
+    if annotation(ANNOTATION_DATA_HASH).split_once('-').is_some_and(|(hash, _)| hash == hex(&digest(data).finalize())) {
+        return before;
+    }
+    // Stored in whole seconds, and told apart by them.
+    Some(before.map_or(now, |before| now.max(before + TimeDelta::seconds(1))))
 }
 
 /// Whether a Secret that was read whole is as it was written.
@@ -245,22 +272,29 @@ pub fn fetch_hash(spec: &TokenCacheSpec) -> String {
     hex(&Sha256::digest(&parts))
 }
 
-/// Hash of the data, and of the annotations that say how long it is valid and by which spec.
+/// Hash of the data, and one of the data and the annotations that say how long it is valid and by which spec.
 fn data_hash(secret: &SealedSecret) -> String {
-    let mut hash = Sha256::new();
-    let mut part = |bytes: &[u8]| {
-        hash.update((bytes.len() as u64).to_be_bytes());
-        hash.update(bytes);
-    };
-    for (key, value) in &secret.data {
-        part(key.as_bytes());
-        part(value.0.expose_secret());
-    }
-    for key in [ANNOTATION_EXPIRES_AT, ANNOTATION_FETCHED_AT, ANNOTATION_FETCH_HASH] {
+    let data = digest(&secret.data);
+    let mut all = data.clone();
+    for key in [ANNOTATION_EXPIRES_AT, ANNOTATION_FETCHED_AT, ANNOTATION_FETCH_HASH, ANNOTATION_CHANGED_AT] {
         let annotations = secret.metadata.annotations.as_ref();
-        part(annotations.and_then(|map| map.get(key)).map_or("", String::as_str).as_bytes());
+        add(&mut all, annotations.and_then(|map| map.get(key)).map_or("", String::as_str).as_bytes());
     }
-    hex(&hash.finalize())
+    format!("{}-{}", hex(&data.finalize()), hex(&all.finalize()))
+}
+
+fn digest(data: &BTreeMap<String, SecretBytes>) -> Sha256 {
+    let mut hash = Sha256::new();
+    for (key, value) in data {
+        add(&mut hash, key.as_bytes());
+        add(&mut hash, value.0.expose_secret());
+    }
+    hash
+}
+
+fn add(hash: &mut Sha256, part: &[u8]) {
+    hash.update((part.len() as u64).to_be_bytes());
+    hash.update(part);
 }
 
 /// The first 16 bytes, which is plenty against chance.

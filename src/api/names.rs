@@ -27,14 +27,29 @@ pub const ANNOTATION_FETCHED_AT: &str = "tokencache.dev/fetched_at";
 /// Annotation of the Secret: hash of the parts of the spec that decide what the Secret holds.
 pub const ANNOTATION_FETCH_HASH: &str = "tokencache.dev/fetch_hash";
 
-/// Annotation of the Secret: hash of its data and of the three annotations above, as they were written.
+/// Annotation of the Secret: when its data last changed from one value to another, RFC 3339 in UTC. Without it, they
+/// have been the same since the first fetch.
+pub const ANNOTATION_CHANGED_AT: &str = "tokencache.dev/changed_at";
+
+/// Annotation of the Secret: hash of its data, then that of the data and the four annotations above, as they were
+/// written.
 pub const ANNOTATION_DATA_HASH: &str = "tokencache.dev/data_hash";
 
 /// Annotation of the TokenCache: a value that differs from `status.handledRequest` asks for one run.
 pub const ANNOTATION_REFRESH_REQUESTED: &str = "tokencache.dev/refresh_requested";
+
+/// Annotation of a pod template: when tokencache last changed it to restart its workload, RFC 3339 in UTC.
+pub const ANNOTATION_RESTARTED_AT: &str = "tokencache.dev/restarted_at";
+
+/// Annotation of a pod template, after the TokenCache's name and a dot: the `changed_at` of the value for which it was
+/// last restarted.
+pub const ANNOTATION_RESTARTED_FOR: &str = "tokencache.dev/restarted_for";
 
 /// Finalizer of a TokenCache with `target.deletionPolicy: Retain`: the Secret is set free before the owner goes.
 pub const FINALIZER: &str = "tokencache.dev/retain-secret";
 
 /// Field manager of every write.
 pub const FIELD_MANAGER: &str = "tokencache";
+
+/// Field manager of the one write to a user's Secret: a refresh token that takes the place of another.
+pub const FIELD_MANAGER_ROTATION: &str = "tokencache-rotation";

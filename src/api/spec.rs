@@ -9,7 +9,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, TokenCacheStatus, github_app::GitHubApp, job::Job, oauth2::OAuth2};
+use super::{
+    Duration, TokenCacheStatus, github_app::GitHubApp, job::Job, oauth2::OAuth2,
+    service_account_token::ServiceAccountToken,
+};
 
 /// How a credential is got, when it is refreshed, and the Secret that holds it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,15 +62,65 @@ pub struct TokenCacheSpec {
     /// True: nothing is fetched, the Secret stays as it is.
     #[serde(default, skip_serializing_if = "is_default")]
     pub suspend: bool,
+
+    /// Workloads that read the Secret only when they start: each time the value has changed they are restarted, as by
+    /// kubectl rollout restart. Their pod template must use the Secret.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub rollout_restart_targets: Vec<RolloutRestartTarget>,
+
+    /// How they are restarted.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rollout_restart: RolloutRestart,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// A workload in the TokenCache's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutRestartTarget {
+    /// Deployment, StatefulSet or DaemonSet.
+    pub kind: WorkloadKind,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// What can be restarted by a change of its pod template; each of the group apps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WorkloadKind {
+    /// A Deployment.
+    Deployment,
+    /// A StatefulSet.
+    StatefulSet,
+    /// A DaemonSet.
+    DaemonSet,
+}
+
+/// How workloads are restarted.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutRestart {
+    /// One workload is not restarted more often, whichever TokenCache asks. Default 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("must be longer than 0s"))]
+    pub min_interval: Option<Duration>,
+}
+
+impl RolloutRestart {
+    /// Between two restarts of one workload.
+    #[must_use]
+    pub fn min_interval(&self) -> time::Duration {
+        self.min_interval.map_or(time::Duration::from_secs(300), Duration::as_std)
+    }
+}
+
 /// Exactly one source, and the limit on one attempt.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.githubApp), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, githubApp or job"))]
+#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.githubApp), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, githubApp, serviceAccountToken or job"))]
 #[serde(rename_all = "camelCase")]
 pub struct Fetch {
     /// One attempt's limit, at most 10m. Default 30s; for job 5m.
@@ -83,6 +136,10 @@ pub struct Fetch {
     #[serde(default, rename = "githubApp", skip_serializing_if = "Option::is_none")]
     pub github_app: Option<GitHubApp>,
 
+    /// A token of a service account, by the TokenRequest API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account_token: Option<ServiceAccountToken>,
+
     /// A container of yours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<Job>,
@@ -95,6 +152,8 @@ pub enum Source<'a> {
     OAuth2(&'a OAuth2),
     /// An installation token of a GitHub App.
     GitHubApp(&'a GitHubApp),
+    /// A token of a service account.
+    ServiceAccountToken(&'a ServiceAccountToken),
     /// A container of the user's.
     Job(&'a Job),
 }
@@ -106,6 +165,7 @@ impl Source<'_> {
         match self {
             Self::OAuth2(_) => "oauth2",
             Self::GitHubApp(_) => "githubApp",
+            Self::ServiceAccountToken(_) => "serviceAccountToken",
             Self::Job(_) => "job",
         }
     }
@@ -117,7 +177,8 @@ impl Fetch {
     pub fn source(&self) -> Option<Source<'_>> {
         let oauth2 = self.oauth2.as_ref().map(Source::OAuth2);
         let github_app = self.github_app.as_ref().map(Source::GitHubApp);
-        oauth2.or(github_app).or(self.job.as_ref().map(Source::Job))
+        let service_account_token = self.service_account_token.as_ref().map(Source::ServiceAccountToken);
+        oauth2.or(github_app).or(service_account_token).or(self.job.as_ref().map(Source::Job))
     }
 
     /// One attempt's limit.

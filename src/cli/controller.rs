@@ -51,6 +51,9 @@ pub(super) struct Flags {
     /// Where /livez, /readyz and /metrics are served
     #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     admin_address: SocketAddr,
+    /// Whether the source job may be used: who may write TokenCaches can then run pods in their namespaces
+    #[arg(long, env = "TOKENCACHE_ALLOW_JOBS", default_value_t = true, action = clap::ArgAction::Set)]
+    allow_jobs: bool,
     /// Image with this very program, for the pods of jobs
     #[arg(long, env = "TOKENCACHE_COLLECTOR_IMAGE", default_value = COLLECTOR_IMAGE, value_name = "IMAGE")]
     collector_image: String,
@@ -95,6 +98,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     let fetcher = FetcherConfig {
         addresses: AddressRules::new(flags.allow_cidr, flags.deny_cidr),
         require_source_label: flags.require_source_label,
+        allow_jobs: flags.allow_jobs,
         collector_image: flags.collector_image,
     };
     let runner = Runner {

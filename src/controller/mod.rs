@@ -1,6 +1,7 @@
 //! The controller: waits for the CRD, watches, and tends each TokenCache until it is told to stop.
 
 mod finalize;
+mod restarts;
 mod tend;
 mod unread;
 mod watch;

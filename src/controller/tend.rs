@@ -134,7 +134,8 @@ impl Context {
         let seen = observed(cache, metadata.as_deref(), &note);
         let now = self.runner.clock.now();
         let plan = decide(&seen, now);
-        if !matches!(plan, Plan::Fetch(_)) {
+        let fetching = matches!(plan, Plan::Fetch(_));
+        if !fetching {
             self.runner.notes.with(key, |note| note.due_since = None);
         }
         let wake = match plan {
@@ -160,7 +161,9 @@ impl Context {
         };
         let expiry = seen.lifetime().and_then(|lifetime| lifetime.expires_at.moment()).filter(|moment| *moment > now);
         let expiry = expiry.map(|moment| until(moment, self.runner.clock.now()));
-        Ok([wake, settle, recheck, expiry].into_iter().flatten().min())
+        // What was fetched just now comes through the watch first.
+        let restarts = if fetching { None } else { self.restarts(key, cache, &seen).await };
+        Ok([wake, settle, recheck, expiry, restarts].into_iter().flatten().min())
     }
 
     /// The Secret's metadata, as the watch has it or as this process wrote it.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use kube::{
     Api, Resource, ResourceExt as _,
     core::{DeserializeGuard, PartialObjectMeta},
@@ -30,7 +30,7 @@ use crate::{
     lock::Locks,
     notes::{Key, Notes},
     reason::Reason,
-    references::References,
+    references::{References, is_rotation},
     run::{Runner, owner},
 };
 
@@ -114,7 +114,7 @@ impl Start {
         } else {
             watcher::Config::default()
         };
-        let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), source)
+        let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), source.clone())
             .default_backoff()
             .inspect_err(|error| log_watch("source Secrets", error))
             .applied_objects();
@@ -123,10 +123,15 @@ impl Start {
                 .default_backoff()
                 .inspect_err(|error| log_watch("ConfigMaps", error))
                 .applied_objects();
-        let unblocked = stream::select(
-            changed(source_secrets.boxed(), ReferenceKind::Secret),
-            changed(config_maps.boxed(), ReferenceKind::ConfigMap),
-        );
+        let accounts = kube::runtime::watcher(self.api::<PartialObjectMeta<ServiceAccount>>(), source)
+            .default_backoff()
+            .inspect_err(|error| log_watch("source ServiceAccounts", error))
+            .applied_objects();
+        let unblocked = stream::select_all([
+            changed(source_secrets, ReferenceKind::Secret).boxed(),
+            changed(config_maps, ReferenceKind::ConfigMap).boxed(),
+            changed(accounts, ReferenceKind::ServiceAccount).boxed(),
+        ]);
         let unblocked = {
             let (caches, notes) = (caches.clone(), notes.clone());
             unblocked.flat_map(move |(namespace, reference)| {
@@ -274,7 +279,7 @@ fn changed<K: Resource<DynamicType = ()> + Send>(
     kind: ReferenceKind,
 ) -> impl futures::Stream<Item = (String, Reference)> + Send {
     objects.filter_map(move |object| async move {
-        let object = object.ok()?;
+        let object = object.ok().filter(|object| !is_rotation(object.meta()))?;
         Some((object.namespace()?, Reference { kind, name: object.name_any() }))
     })
 }

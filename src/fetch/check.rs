@@ -18,7 +18,7 @@ pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
         }
         Some(Source::GitHubApp(app)) => check_tls("spec.fetch.githubApp.tls", app.api_url(), app.tls.as_ref())?,
         Some(Source::Job(job)) => super::job::check(job)?,
-        None => {}
+        Some(Source::ServiceAccountToken(_)) | None => {}
     }
     check_target(&spec.target)
 }

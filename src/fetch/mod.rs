@@ -14,6 +14,7 @@ mod json;
 mod oauth2;
 mod redact;
 mod resolver;
+mod service_account_token;
 mod signing;
 mod sources;
 #[cfg(test)]
@@ -87,6 +88,8 @@ pub struct FetcherConfig {
     pub addresses: AddressRules,
     /// Whether a Secret must bear the label tokencache.dev/source: "true" to be read.
     pub require_source_label: bool,
+    /// Whether the source `job` may be used.
+    pub allow_jobs: bool,
     /// The image with this very program, for the pods of jobs.
     pub collector_image: String,
 }
@@ -99,6 +102,7 @@ struct Inner {
     client: kube::Client,
     clients: Clients,
     require_source_label: bool,
+    allow_jobs: bool,
     collector_image: String,
     clock: Clock,
 }
@@ -155,9 +159,9 @@ impl Fetcher {
     }
 
     fn with_lookup(client: kube::Client, config: FetcherConfig, clock: Clock, lookup: resolver::Lookup) -> Self {
-        let FetcherConfig { addresses, require_source_label, collector_image } = config;
+        let FetcherConfig { addresses, require_source_label, allow_jobs, collector_image } = config;
         let clients = Clients::new(addresses, lookup);
-        Self(Arc::new(Inner { client, clients, require_source_label, collector_image, clock }))
+        Self(Arc::new(Inner { client, clients, require_source_label, allow_jobs, collector_image, clock }))
     }
 
     /// One attempt, within `spec.fetch.timeout`.
@@ -187,13 +191,15 @@ impl Fetcher {
     }
 
     async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
-        let Inner { client, clients, require_source_label, collector_image, clock } = &*self.0;
+        let Inner { client, clients, require_source_label, allow_jobs, collector_image, clock } = &*self.0;
         let namespace = cache.metadata.namespace.clone().unwrap_or_default();
         let sources = Sources::new(client.clone(), namespace.clone(), *require_source_label, phase.clone());
         let mut attempt = Attempt { sources, client, namespace: &namespace, clients, clock, phase, ends };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
             Some(Source::GitHubApp(app)) => github_app::fetch(&mut attempt, app).await?,
+            Some(Source::ServiceAccountToken(source)) => service_account_token::fetch(&mut attempt, source).await?,
+            Some(Source::Job(_)) if !allow_jobs => return Err(job::switched_off()),
             Some(Source::Job(job)) => {
                 let place = job::Place { client, ends, image: collector_image, cache };
                 job::fetch(&mut attempt, &place, job).await?
@@ -221,7 +227,7 @@ pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
     let (url, proxy) = match spec.fetch.source()? {
         Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
         Source::GitHubApp(app) => github_app::endpoint(app),
-        Source::Job(_) => return None,
+        Source::ServiceAccountToken(_) | Source::Job(_) => return None,
     };
     Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
 }
@@ -296,6 +302,7 @@ pub fn references(spec: &TokenCacheSpec) -> Vec<Reference> {
     let found: BTreeSet<Reference> = match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => oauth2::references(oauth2).collect(),
         Some(Source::GitHubApp(app)) => github_app::references(app).collect(),
+        Some(Source::ServiceAccountToken(source)) => service_account_token::references(source).collect(),
         Some(Source::Job(job)) => job::references(job).collect(),
         None => BTreeSet::new(),
     };

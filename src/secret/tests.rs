@@ -120,3 +120,24 @@ fn the_exact_lifetime_is_stored_no_later_than_it_is() {
     };
     assert_eq!(lifetime, Some(Lifetime { fetched_at: start(), expires_at: ExpiresAt::At(at(4.0)) }));
 }
+
+#[test]
+fn the_secret_says_when_its_data_changed_from_one_value_to_another() {
+    let [new, ran] = [json!(null), json!({"runs": 1})].map(|status| cache(json!({}), status));
+    let secret = |cache: &TokenCache, found: Option<&SealedSecret>, text: &str, from: f64| {
+        let found = found.map(|found| &found.metadata);
+        desired(cache, &owner(cache), found, data(text), lifetime(from, 100.0))
+    };
+    let changed = |secret: &SealedSecret| secret.metadata.annotations.as_ref()?.get(ANNOTATION_CHANGED_AT).cloned();
+    let first = secret(&new, None, "one", 0.0);
+    assert_eq!(changed(&first), None, "it replaced nothing");
+    assert_eq!(changed(&secret(&ran, None, "one", 0.0)).as_deref(), Some("2026-03-01T12:00:00Z"), "it was deleted");
+    let same = secret(&ran, Some(&first), "one", 10.0);
+    assert_eq!(changed(&same), None);
+    let second = secret(&ran, Some(&same), "two", 20.0);
+    assert_eq!(changed(&second).as_deref(), Some("2026-03-01T12:00:20Z"));
+    assert_eq!(changed(&secret(&ran, Some(&second), "two", 30.0)), changed(&second));
+    let third = secret(&ran, Some(&second), "three", 20.5);
+    assert_eq!(changed(&third).as_deref(), Some("2026-03-01T12:00:21Z"), "two changes are told apart");
+    assert!(is_intact(&third));
+}

@@ -23,6 +23,7 @@ mod lifecycle;
 mod lock;
 mod refusals;
 mod requests;
+mod restarts;
 mod secrecy;
 mod shutdown;
 mod tls;

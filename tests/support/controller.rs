@@ -17,7 +17,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Cluster, DEADLINE, Metrics, Namespace, poll, within};
+use super::{DEADLINE, Metrics, Namespace, poll, within};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tokencache");
 const LOOPBACK: [&str; 4] = ["--allow-cidr", "127.0.0.0/8", "--allow-cidr", "::1/128"];
@@ -103,9 +103,16 @@ impl Controller {
 
     /// Starts a controller, and waits until it is ready.
     pub async fn launch(namespace: &Namespace, launch: Launch<'_>) -> Self {
+        let controller = Self::spawn(namespace, launch).await;
+        controller.ready().await;
+        controller
+    }
+
+    /// Starts a controller, under the namespace's service account, and waits until its admin server listens.
+    pub async fn spawn(namespace: &Namespace, launch: Launch<'_>) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let identity = format!("controller-{}", STARTED.fetch_add(1, Ordering::Relaxed));
-        let mut command = command(&Cluster::get().await.kubeconfig, launch.log);
+        let mut command = command(namespace.account().await.kubeconfig(), launch.log);
         command.args(["controller", "--namespace", &namespace.name, "--admin-address", "127.0.0.1:0"]);
         command.args(["--log-format", "json", "--identity", &identity]);
         command.args(launch.loopback.then_some(LOOPBACK).into_iter().flatten()).args(launch.arguments);
@@ -123,9 +130,7 @@ impl Controller {
         });
         let admin = admin.await;
         let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
-        let controller = Self { identity, child, log, admin, http };
-        controller.ready().await;
-        controller
+        Self { identity, child, log, admin, http }
     }
 
     /// Waits until it says that it is ready.

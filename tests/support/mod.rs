@@ -6,6 +6,7 @@ mod leaks;
 pub mod manifests;
 mod metrics;
 mod namespace;
+pub mod rights;
 mod scene;
 mod seen;
 

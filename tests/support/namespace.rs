@@ -13,6 +13,7 @@ use k8s_openapi::{
     api::{
         coordination::v1::Lease,
         core::v1::{Event, Namespace as KubeNamespace, Secret},
+        rbac::v1::PolicyRule,
     },
 };
 use kube::{
@@ -27,8 +28,15 @@ use tokencache::api::{
     TokenCache,
     names::{ANNOTATION_DATA_HASH, ANNOTATION_REFRESH_REQUESTED},
 };
+use tokio::sync::OnceCell;
 
-use super::{Cluster, DEADLINE, controller::Log, in_background, seen::CacheView as _};
+use super::{
+    Cluster, DEADLINE,
+    controller::Log,
+    in_background,
+    rights::{Account, chart_rules},
+    seen::CacheView as _,
+};
 
 /// What the scenarios work with.
 pub trait Object:
@@ -47,6 +55,7 @@ pub struct Namespace {
     pub name: String,
     client: Client,
     logs: Mutex<Vec<(String, Log)>>,
+    account: OnceCell<Account>,
 }
 
 /// The `resourceVersion`: two that are equal say that nobody wrote in between.
@@ -62,7 +71,7 @@ impl Namespace {
         let namespace = serde_json::from_value(json!({"metadata": {"name": name}})).expect("a namespace");
         let namespaces: Api<KubeNamespace> = Api::all(client.clone());
         namespaces.create(&PostParams::default(), &namespace).await.expect("the namespace is created");
-        Self { name, client, logs: Mutex::default() }
+        Self { name, client, logs: Mutex::default(), account: OnceCell::new() }
     }
 
     /// Its objects of one type.
@@ -73,6 +82,17 @@ impl Namespace {
     /// The client, for requests that no method here has.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What its controllers run under: a service account with the chart's own rights, in this namespace and no other.
+    pub async fn account(&self) -> &Account {
+        self.account.get_or_init(|| Account::create(&self.client, &self.name, chart_rules())).await
+    }
+
+    /// Lets its controllers run under other rights than the chart's; to be said before the first of them is started.
+    pub async fn grant(&self, rules: Vec<PolicyRule>) {
+        let account = Account::create(&self.client, &self.name, rules).await;
+        assert!(self.account.set(account).is_ok(), "no controller runs yet");
     }
 
     /// From now on, failures show this log.

@@ -91,6 +91,8 @@ impl Doomed {
             tracing::debug!(namespace = self.namespace, job = self.name, %error, "not deleted");
             sleep(PAUSE).await;
         }
-        ending(&self.client, &self.namespace, &self.run).await;
+        if let Err(forbidden) = ending(&self.client, &self.namespace, &self.run).await {
+            tracing::warn!(namespace = self.namespace, job = self.name, %forbidden, "not seen to end");
+        }
     }
 }

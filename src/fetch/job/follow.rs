@@ -8,14 +8,14 @@ use k8s_openapi::api::{
     core::v1::{Event as KubeEvent, Pod},
 };
 use kube::{
-    Api, Client, ResourceExt as _,
+    Client, ResourceExt as _,
     runtime::watcher::{self, Event},
 };
 use tokio::time::{Instant, sleep_until};
 
 use super::{
     judge::{Seen, Verdict, judge},
-    leftovers::watched,
+    watch::{Forbidden, watched},
 };
 use crate::{api::names::LABEL_RUN, fetch::Phase};
 
@@ -24,26 +24,20 @@ const EVENTS_AFTER: Duration = Duration::from_secs(1);
 
 /// What a watch brings.
 enum News {
-    Job(Box<Event<Job>>),
-    Pod(Box<Event<Pod>>),
-    Event(Box<Event<KubeEvent>>),
+    Job(Result<Box<Event<Job>>, Forbidden>),
+    Pod(Result<Box<Event<Pod>>, Forbidden>),
+    Event(Result<Box<Event<KubeEvent>>, Forbidden>),
 }
 
 /// Follows a run until it is known how it ended; never [`Verdict::Going`] or [`Verdict::Stuck`].
 pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &str, phase: &Phase) -> Verdict {
     let of_run = || watcher::Config::default().labels(&format!("{LABEL_RUN}={run}"));
     let mut news = SelectAll::new();
-    news.push(
-        watched(Api::<Job>::namespaced(client.clone(), namespace), of_run()).map(|it| News::Job(it.into())).boxed(),
-    );
-    news.push(
-        watched(Api::<Pod>::namespaced(client.clone(), namespace), of_run()).map(|it| News::Pod(it.into())).boxed(),
-    );
+    news.push(watched(client, namespace, of_run()).map(|it| News::Job(it.map(Box::new))).boxed());
+    news.push(watched(client, namespace, of_run()).map(|it| News::Pod(it.map(Box::new))).boxed());
     let events_of = |uid: String| {
         let config = watcher::Config::default().fields(&format!("involvedObject.uid={uid}"));
-        watched(Api::<KubeEvent>::namespaced(client.clone(), namespace), config)
-            .map(|it| News::Event(it.into()))
-            .boxed()
+        watched(client, namespace, config).map(|it| News::Event(it.map(Box::new))).boxed()
     };
 
     let mut seen = Seen::default();
@@ -71,7 +65,11 @@ pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &st
         let wake = [give_up, ask_for_events].into_iter().flatten().min();
         tokio::select! {
             change = news.next() => match change {
-                Some(change) => take(&mut seen, &mut listed, change),
+                Some(change) => {
+                    if let Err(forbidden) = take(&mut seen, &mut listed, change) {
+                        return Verdict::Failed(forbidden.into());
+                    }
+                }
                 // The watches have no end of their own.
                 None => return Verdict::Going(String::new()),
             },
@@ -95,9 +93,10 @@ struct Listed {
     pod: bool,
 }
 
-fn take(seen: &mut Seen, listed: &mut Listed, news: News) {
+/// Takes news in. Without Jobs and pods nothing can be known of a run; without events, less of what goes wrong.
+fn take(seen: &mut Seen, listed: &mut Listed, news: News) -> Result<(), Forbidden> {
     match news {
-        News::Job(event) => match *event {
+        News::Job(event) => match *event? {
             Event::Init => listed.job = false,
             Event::InitDone => seen.job_gone |= seen.job.is_some() && !listed.job,
             Event::Apply(job) | Event::InitApply(job) => {
@@ -106,7 +105,7 @@ fn take(seen: &mut Seen, listed: &mut Listed, news: News) {
             }
             Event::Delete(_) => seen.job_gone = true,
         },
-        News::Pod(event) => match *event {
+        News::Pod(event) => match *event? {
             Event::Init => listed.pod = false,
             Event::InitDone => seen.pod_gone |= seen.pod.is_some() && !listed.pod,
             Event::Apply(pod) | Event::InitApply(pod) => {
@@ -119,10 +118,13 @@ fn take(seen: &mut Seen, listed: &mut Listed, news: News) {
                 seen.pod = Some(pod);
             }
         },
-        News::Event(event) => {
+        News::Event(Ok(event)) => {
+            seen.no_events = None;
             if let Event::Apply(event) | Event::InitApply(event) = *event {
                 seen.events.push(event);
             }
         }
+        News::Event(Err(forbidden)) => seen.no_events = Some(forbidden),
     }
+    Ok(())
 }

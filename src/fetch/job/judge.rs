@@ -10,6 +10,7 @@ use k8s_openapi::api::{
 use super::{
     manifest::COLLECTOR,
     result::{SEALED, read_failed},
+    watch::Forbidden,
     words::{brief, last_line},
 };
 use crate::{fetch::Failure, reason::Reason};
@@ -27,6 +28,8 @@ pub(super) struct Seen {
     pub(super) pod_gone: bool,
     /// Events on both.
     pub(super) events: Vec<Event>,
+    /// Why there are none.
+    pub(super) no_events: Option<Forbidden>,
 }
 
 /// What it means.
@@ -47,7 +50,7 @@ pub(super) enum Verdict {
 /// How long a pod may be unschedulable, or its volumes unmountable, before that counts as a failure. Kubernetes tries
 /// again by itself, and a scheduler often succeeds at the second try.
 const STUCK: Duration = Duration::from_secs(10);
-/// How long a pod may be missing after its Job failed.
+/// How long a pod may be missing after its Job failed, and the cause of its deletion unknown.
 const LAG: Duration = Duration::from_secs(3);
 
 fn job_failed(message: impl Into<String>) -> Failure {
@@ -75,7 +78,14 @@ fn judge_job(seen: &Seen) -> Verdict {
     }
     match failed_condition(seen) {
         Some((reason, message)) => Verdict::Stuck(job_failed(format!("the Job failed: {reason}: {message}")), LAG),
-        None => Verdict::Going("waiting for Kubernetes' Job controller to create the pod".into()),
+        None => match &seen.no_events {
+            // A quota's or an admission's refusal is told nowhere else.
+            Some(forbidden) => Verdict::Stuck(
+                job_failed(format!("no pod was created, and why not cannot be seen: {forbidden}")),
+                STUCK,
+            ),
+            None => Verdict::Going("waiting for Kubernetes' Job controller to create the pod".into()),
+        },
     }
 }
 
@@ -94,7 +104,12 @@ fn judge_pod(pod: &Pod, seen: &Seen) -> Verdict {
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
     match reason {
         "" => {}
-        "DeadlineExceeded" => return Verdict::Failed(too_late()),
+        // Of the template's own activeDeadlineSeconds; the Job's deadline is in the Job's conditions.
+        "DeadlineExceeded" => {
+            let message =
+                format!("node {node} ended the pod at its activeDeadlineSeconds: DeadlineExceeded: {message}");
+            return Verdict::Ended(Failure::new(Reason::Timeout, message));
+        }
         "Evicted" => return Verdict::Ended(job_failed(format!("the pod was evicted from node {node}: {message}"))),
         "NodeLost" => return Verdict::Failed(job_failed(format!("node {node} was lost: {message}"))),
         reason if status.phase.as_deref() == Some("Failed") => {
@@ -115,11 +130,13 @@ fn judge_pod(pod: &Pod, seen: &Seen) -> Verdict {
         return Verdict::Failed(job_failed(format!("node {node} was lost: {message}")));
     }
     if seen.pod_gone || pod.metadata.deletion_timestamp.is_some() {
-        let lost = event(seen, &["TaintManagerEviction"])
-            .map(|message| format!("node {node} was lost, or is being emptied: {message}"));
-        return Verdict::Failed(job_failed(
-            lost.unwrap_or_else(|| format!("the pod was deleted while it ran on node {node}")),
-        ));
+        // Why, the event or the Job's condition says a moment later.
+        return match event(seen, &["TaintManagerEviction"]) {
+            Some(message) => {
+                Verdict::Failed(job_failed(format!("node {node} was lost, or is being emptied: {message}")))
+            }
+            None => Verdict::Stuck(job_failed(format!("the pod was deleted while it ran on node {node}")), LAG),
+        };
     }
     for status in inits.iter().filter(|status| !is_sidecar(pod, &status.name)) {
         if let Some(ended) = terminated(status).filter(|ended| ended.exit_code != 0) {
@@ -152,10 +169,14 @@ fn judge_pod(pod: &Pod, seen: &Seen) -> Verdict {
     if let Some(message) = event(seen, &setup).filter(|_| !started) {
         return Verdict::Stuck(job_failed(format!("node {node} cannot start the pod: {message}")), STUCK);
     }
-    Verdict::Going(match node.as_str() {
+    let mut doing = match node.as_str() {
         "" => "waiting for the pod to be scheduled".into(),
         node => format!("waiting for node {node} to start the pod's containers"),
-    })
+    };
+    if let Some(forbidden) = &seen.no_events {
+        doing = format!("{doing}; what delays it cannot be seen: {forbidden}");
+    }
+    Verdict::Going(doing)
 }
 
 fn collected(ended: &ContainerStateTerminated) -> Verdict {

@@ -187,6 +187,17 @@ fn each_state_of_a_pod_has_its_own_meaning() {
             "the pod was evicted from node n1: low on resource",
         ),
         (
+            pod(
+                running(),
+                idle(),
+                json!({"phase": "Failed", "reason": "DeadlineExceeded", "message": "active too long"}),
+            ),
+            json!(null),
+            json!([]),
+            "ended",
+            "Timeout: node n1 ended the pod at its activeDeadlineSeconds: DeadlineExceeded: active too long",
+        ),
+        (
             pod(running(), idle(), json!({"reason": "NodeLost", "message": "unresponsive"})),
             json!(null),
             json!([]),
@@ -265,7 +276,7 @@ fn what_was_deleted_by_another_hand_has_failed_unless_it_had_ended_well() {
         told(&judged(pod, json!(null), json!([])))
     };
     let (kind, words) = deleted(pod(json!({"running": {}}), idle(), json!({})));
-    assert_eq!((kind, words.as_str()), ("failed", "JobFailed: the pod was deleted while it ran on node n1"));
+    assert_eq!((kind, words.as_str()), ("stuck", "JobFailed: the pod was deleted while it ran on node n1"));
     let done = pod(ended(0, "", ""), ended(0, "", "sealed:abc"), json!({}));
     assert_eq!(deleted(done), ("sealed", "abc".to_owned()));
     // Killed for the deletion, which is the cause.
@@ -276,7 +287,41 @@ fn what_was_deleted_by_another_hand_has_failed_unless_it_had_ended_well() {
     assert!(told(&judge(&gone)).1.contains("the Job was deleted by another hand"));
     let pod = serde_json::from_value(pod(json!({"running": {}}), idle(), json!({}))).unwrap();
     let gone = Seen { pod: Some(pod), pod_gone: true, ..Seen::default() };
-    assert_eq!(told(&judge(&gone)).0, "failed");
+    assert_eq!(told(&judge(&gone)).0, "stuck");
+}
+
+#[test]
+fn a_deletion_is_told_by_what_caused_it() {
+    let deleted = |job: Value, events: Value| {
+        let mut pod = pod(json!({"running": {}}), idle(), json!({}));
+        pod["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z".into();
+        told(&judged(pod, job, events))
+    };
+    let (kind, words) = deleted(json!(null), event("TaintManagerEviction", "Marking for deletion Pod a/b"));
+    assert_eq!(
+        (kind, words.as_str()),
+        ("failed", "JobFailed: node n1 was lost, or is being emptied: Marking for deletion Pod a/b",)
+    );
+    let late = json!({"type": "Failed", "status": "True", "reason": "DeadlineExceeded"});
+    let (kind, words) = deleted(json!({"status": {"conditions": [late]}}), json!([]));
+    assert!(kind == "failed" && words.starts_with("Timeout: "), "{kind} {words}");
+}
+
+#[test]
+fn where_events_may_not_be_seen_that_is_told_instead_of_what_they_would_say() {
+    let no_events = Some(Forbidden::new::<Event>("list", "b"));
+    let seen = Seen { no_events: no_events.clone(), ..Seen::default() };
+    let (kind, words) = told(&judge(&seen));
+    assert!(
+        kind == "stuck" && words.contains("no pod was created") && words.contains("lacks list on events"),
+        "{words}"
+    );
+    let starting = |fetch| serde_json::from_value(pod(fetch, idle(), json!({}))).unwrap();
+    let seen = Seen { pod: Some(starting(idle())), no_events, ..Seen::default() };
+    let (kind, words) = told(&judge(&seen));
+    assert!(kind == "going" && words.contains("lacks list on events"), "it may be slow only: {words}");
+    let seen = Seen { pod: Some(starting(json!({"running": {}}))), ..seen };
+    assert_eq!(told(&judge(&seen)).1, "container fetch was running on node n1", "they are not needed any more");
 }
 
 #[test]

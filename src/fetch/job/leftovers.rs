@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::StreamExt as _;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, ListParams, Preconditions},
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 
-use super::manifest::cache_label;
+use super::{
+    manifest::cache_label,
+    watch::{Forbidden, Watched, watched},
+};
 use crate::{
     api::names::{LABEL_CACHE, LABEL_RUN},
     fetch::{Failure, Phase},
@@ -69,23 +69,26 @@ fn superfluous<'a>(jobs: &'a [Job], owner: &Owner, keep: usize, ended: Option<&s
 async fn list(client: &Client, owner: &Owner) -> Result<Vec<Job>, Failure> {
     let api = Api::<Job>::namespaced(client.clone(), &owner.namespace);
     let jobs = limited(api.list(&ListParams::default().labels(&selector(owner)))).await;
-    jobs.map(|jobs| jobs.items).map_err(|error| unreadable("Jobs of earlier runs", &error))
+    jobs.map(|jobs| jobs.items).map_err(|error| not_done::<Job>("list", owner, &error))
 }
 
 fn selector(owner: &Owner) -> String {
     format!("{LABEL_CACHE}={}", cache_label(&owner.name))
 }
 
-fn unreadable(what: &str, error: &ApiError) -> Failure {
-    let reason = if error.code() == Some(403) { Reason::JobFailed } else { Reason::Unreachable };
-    Failure::new(reason, format!("{what} cannot be seen to: {error}"))
+fn not_done<K: Resource<DynamicType = ()>>(verb: &'static str, owner: &Owner, error: &ApiError) -> Failure {
+    if error.code() == Some(403) {
+        return Forbidden::new::<K>(verb, &owner.namespace).into();
+    }
+    let message = format!("{} of earlier runs cannot be seen to ({verb}): {error}", K::plural(&()));
+    Failure::new(Reason::Unreachable, message)
 }
 
 /// Deletes what is superfluous after a run whose Job stays for a look.
 pub(super) async fn prune(client: &Client, owner: &Owner, keep: usize, ended: &str) -> Result<(), Failure> {
     for job in superfluous(&list(client, owner).await?, owner, keep, Some(ended)) {
         let deleted = delete(client, &owner.namespace, &job.name_any(), job.uid()).await;
-        deleted.map_err(|error| unreadable("Jobs of earlier runs", &error))?;
+        deleted.map_err(|error| not_done::<Job>("delete", owner, &error))?;
     }
     Ok(())
 }
@@ -98,25 +101,25 @@ pub(super) async fn clear(client: &Client, owner: &Owner, keep: usize, phase: &P
     for job in &superfluous {
         if job.metadata.deletion_timestamp.is_none() {
             let deleted = delete(client, &owner.namespace, &job.name_any(), job.uid()).await;
-            deleted.map_err(|error| unreadable("Jobs of earlier runs", &error))?;
+            deleted.map_err(|error| not_done::<Job>("delete", owner, &error))?;
         }
     }
     let pods = Api::<Pod>::namespaced(client.clone(), &owner.namespace);
     let listed = limited(pods.list(&ListParams::default().labels(&selector(owner)))).await;
-    let listed = listed.map_err(|error| unreadable("pods of earlier runs", &error))?;
+    let listed = listed.map_err(|error| not_done::<Pod>("list", owner, &error))?;
     if superfluous.is_empty() && !listed.items.iter().any(is_live) {
         return Ok(());
     }
     let config = || watcher::Config::default().labels(&selector(owner));
     let jobs = superfluous.iter().filter_map(|job| job.uid()).collect::<Vec<_>>();
-    let gone_jobs = gone(
-        watched(Api::<Job>::namespaced(client.clone(), &owner.namespace), config()),
+    gone(
+        watched(client, &owner.namespace, config()),
         |job: &Job| jobs.contains(&job.uid().unwrap_or_default()).then(|| format!("Job {}", job.name_any())),
         phase,
-    );
-    gone_jobs.await;
+    )
+    .await?;
     gone(
-        watched(pods, config()),
+        watched(client, &owner.namespace, config()),
         |pod: &Pod| {
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or("no");
             is_live(pod)
@@ -124,31 +127,21 @@ pub(super) async fn clear(client: &Client, owner: &Owner, keep: usize, phase: &P
         },
         phase,
     )
-    .await;
+    .await?;
     Ok(())
 }
 
-type Watched<K> = stream::BoxStream<'static, Event<K>>;
-
-/// Watches; what breaks is taken up again.
-pub(super) fn watched<K>(api: Api<K>, config: watcher::Config) -> Watched<K>
-where
-    K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    let events = watcher(api, config).default_backoff();
-    events
-        .inspect_err(|error| tracing::debug!(%error, "a watch of a job's run broke"))
-        .filter_map(async |event| event.ok())
-        .boxed()
-}
-
 /// Waits until no object is left that counts; `what` names those that do.
-async fn gone<K: Resource>(mut events: Watched<K>, what: impl Fn(&K) -> Option<String>, phase: &Phase) {
+async fn gone<K: Resource>(
+    mut events: Watched<K>,
+    what: impl Fn(&K) -> Option<String>,
+    phase: &Phase,
+) -> Result<(), Forbidden> {
     let mut left: BTreeMap<String, String> = BTreeMap::new();
     let mut complete = false;
     while let Some(event) = events.next().await {
         let uid = |object: &K| object.meta().uid.clone().unwrap_or_default();
-        match event {
+        match event? {
             Event::Init => {
                 left.clear();
                 complete = false;
@@ -170,17 +163,18 @@ async fn gone<K: Resource>(mut events: Watched<K>, what: impl Fn(&K) -> Option<S
             continue;
         }
         match left.values().next() {
-            None => return,
+            None => return Ok(()),
             Some(name) => phase.set(format!("{name} of an earlier run was still ending")),
         }
     }
+    Ok(())
 }
 
 /// Waits until no pod of a run can do anything any more but end.
-pub(super) async fn ending(client: &Client, namespace: &str, run: &str) {
+pub(super) async fn ending(client: &Client, namespace: &str, run: &str) -> Result<(), Forbidden> {
     let config = watcher::Config::default().labels(&format!("{LABEL_RUN}={run}"));
     let goes_on = |pod: &Pod| (is_live(pod) && pod.metadata.deletion_timestamp.is_none()).then(|| pod.name_any());
-    gone(watched(Api::<Pod>::namespaced(client.clone(), namespace), config), goes_on, &Phase::default()).await;
+    gone(watched(client, namespace, config), goes_on, &Phase::default()).await
 }
 
 #[cfg(test)]

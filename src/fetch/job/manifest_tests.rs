@@ -56,15 +56,98 @@ fn a_template_that_says_nothing_gets_what_the_restricted_level_and_quotas_want()
     let pod = pod(plain());
     assert_eq!(pod["automountServiceAccountToken"], false);
     assert_eq!(pod["restartPolicy"], "Never");
-    assert_eq!(pod["securityContext"], json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}));
+    for state in [None, Some("state-77")] {
+        assert_eq!(unrestricted(&made(plain(), state)["spec"]["template"]["spec"]), [""; 0]);
+    }
     for name in [PREPARER, "fetch", COLLECTOR] {
         let container = container(&pod, name);
-        let context = &container["securityContext"];
-        assert_eq!(context["allowPrivilegeEscalation"], false, "{name}");
-        assert_eq!(context["capabilities"], json!({"drop": ["ALL"]}), "{name}");
         for kind in ["requests", "limits"] {
             assert!(container["resources"][kind]["memory"].is_string(), "{name}");
         }
+    }
+}
+
+/// Which rules of the level `restricted` of the Pod Security Standards a pod breaks.
+pub(super) fn unrestricted(pod: &Value) -> Vec<String> {
+    const VOLUMES: [&str; 8] =
+        ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
+    let absent = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
+    let or_null = |object: &Value, path: &str| object.pointer(path).cloned().unwrap_or_default();
+    let mut broken = Vec::new();
+    let mut rule = |name: &str, holds: bool, of: &str| {
+        if !holds {
+            broken.push(format!("{name} of {of}"));
+        }
+    };
+    for field in ["hostNetwork", "hostPID", "hostIPC"] {
+        rule(field, absent(&pod[field]), "the pod");
+    }
+    for volume in objects(pod, "volumes") {
+        rule("volumes", volume.keys().all(|kind| kind == "name" || VOLUMES.contains(&kind.as_str())), name(volume));
+    }
+    // What concerns the pod as a whole, and what a container may decide for itself.
+    let safe_sysctls = or_null(pod, "/securityContext/sysctls").as_array().is_none_or(Vec::is_empty);
+    rule("sysctls", safe_sysctls, "the pod");
+    let ephemeral = objects(pod, "ephemeralContainers");
+    for container in objects(pod, "initContainers").chain(objects(pod, "containers")).chain(ephemeral) {
+        let of = name(container);
+        let container = Value::Object(container.clone());
+        let own = |path: &str| or_null(&container, &format!("/securityContext/{path}"));
+        let inherited = |path: &str| match own(path) {
+            Value::Null => or_null(pod, &format!("/securityContext/{path}")),
+            own => own,
+        };
+        rule("privileged", absent(&own("privileged")), of);
+        rule("allowPrivilegeEscalation", own("allowPrivilegeEscalation") == false, of);
+        rule("runAsNonRoot", inherited("runAsNonRoot") == true, of);
+        rule("runAsUser", own("runAsUser") != 0 && or_null(pod, "/securityContext/runAsUser") != 0, of);
+        let profile = inherited("seccompProfile/type");
+        rule("seccompProfile", profile == "RuntimeDefault" || profile == "Localhost", of);
+        let list = |path: &str| own(path).as_array().cloned().unwrap_or_default();
+        rule("capabilities.drop", list("capabilities/drop").contains(&json!("ALL")), of);
+        rule("capabilities.add", list("capabilities/add").iter().all(|it| it == "NET_BIND_SERVICE"), of);
+        rule("procMount", own("procMount").is_null() || own("procMount") == "Default", of);
+        rule("hostPorts", objects(&container, "ports").all(|port| !port.contains_key("hostPort")), of);
+        let labels = inherited("seLinuxOptions");
+        rule("seLinuxOptions", labels.get("user").is_none() && labels.get("role").is_none(), of);
+        rule("appArmorProfile", inherited("appArmorProfile/type") != "Unconfined", of);
+        rule("hostProcess", absent(&inherited("windowsOptions/hostProcess")), of);
+    }
+    broken
+}
+
+#[test]
+fn a_template_that_asks_for_more_than_the_restricted_level_gives_gets_it_and_the_check_here_sees_that() {
+    for (change, rule) in [
+        (json!({"hostNetwork": true}), "hostNetwork of the pod"),
+        (json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}), "volumes of v"),
+        (json!({"securityContext": {"runAsNonRoot": false}}), "runAsNonRoot of fetch"),
+        (json!({"securityContext": {"runAsUser": 0}}), "runAsUser of fetch"),
+        (json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}), "seccompProfile of fetch"),
+        (json!({"securityContext": {"sysctls": [{"name": "a", "value": "1"}]}}), "sysctls of the pod"),
+    ] {
+        let mut spec = plain();
+        spec.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        assert!(unrestricted(&pod(spec)).contains(&rule.to_owned()), "{change}");
+    }
+    for (context, rule) in [
+        (json!({"privileged": true}), "privileged of fetch"),
+        (json!({"privileged": true}), "allowPrivilegeEscalation of fetch"),
+        (json!({"capabilities": {"add": ["NET_ADMIN"]}}), "capabilities.add of fetch"),
+        (json!({"capabilities": {"drop": ["KILL"]}}), "capabilities.drop of fetch"),
+        (json!({"procMount": "Unmasked"}), "procMount of fetch"),
+    ] {
+        let mut spec = plain();
+        spec["containers"][0]["securityContext"] = context.clone();
+        assert!(unrestricted(&pod(spec)).contains(&rule.to_owned()), "{context}");
+    }
+}
+
+#[test]
+fn the_pods_of_all_published_examples_pass_the_restricted_level() {
+    for cache in super::super::template::published() {
+        let Some(crate::api::Source::Job(job)) = cache.spec.fetch.source() else { panic!("a job") };
+        assert_eq!(unrestricted(&pod(job.template.0["spec"].clone())), [""; 0], "{:?}", cache.metadata.name);
     }
 }
 

@@ -16,6 +16,7 @@ mod seal;
 mod security;
 mod state;
 mod template;
+mod watch;
 mod words;
 
 use k8s_openapi::api::{
@@ -141,7 +142,8 @@ async fn allowed(attempt: &mut Attempt<'_>, place: &Place<'_>, owner: &Owner, jo
     for (name, optional) in template::secrets(job) {
         let api = Api::<Secret>::namespaced(place.client.clone(), &owner.namespace);
         attempt.phase.set(format!("looking at Secret {name}"));
-        let found = limited(api.get_metadata_opt(&name)).await.map_err(|error| unreadable("Secret", &name, &error))?;
+        let found =
+            limited(api.get_metadata_opt(&name)).await.map_err(|error| unreadable::<Secret>(owner, &name, &error))?;
         match found {
             None if optional => {}
             None => {
@@ -155,7 +157,7 @@ async fn allowed(attempt: &mut Attempt<'_>, place: &Place<'_>, owner: &Owner, jo
         let api = Api::<ServiceAccount>::namespaced(place.client.clone(), &owner.namespace);
         attempt.phase.set(format!("looking at ServiceAccount {name}"));
         let found = limited(api.get_metadata_opt(name)).await;
-        if let Some(found) = found.map_err(|error| unreadable("ServiceAccount", name, &error))? {
+        if let Some(found) = found.map_err(|error| unreadable::<ServiceAccount>(owner, name, &error))? {
             opened("serviceaccount", name, owner, found.meta())?;
         }
     }
@@ -180,8 +182,19 @@ fn opened(
     Err(Failure::new(Reason::SourceNotAllowed, message))
 }
 
-fn unreadable(kind: &str, name: &str, error: &ApiError) -> Failure {
-    Failure::new(Reason::Unreachable, format!("{kind} {name}, which the pod is to use, cannot be looked at: {error}"))
+fn unreadable<K: kube::Resource<DynamicType = ()>>(owner: &Owner, name: &str, error: &ApiError) -> Failure {
+    if error.code() == Some(403) {
+        return watch::Forbidden::new::<K>("get", &owner.namespace).into();
+    }
+    let message = format!("{} {name}, which the pod is to use, cannot be looked at: {error}", K::kind(&()));
+    Failure::new(Reason::Unreachable, message)
+}
+
+/// Why a controller that was started with `--allow-jobs=false` does nothing.
+pub(super) fn switched_off() -> Failure {
+    let message = "this controller runs no jobs (--allow-jobs=false): have it started with --allow-jobs=true, or use \
+                   another source";
+    Failure::new(Reason::SourceNotAllowed, message)
 }
 
 /// Creates a Job. Kubernetes 1.25 and newer refuse fields that they do not know, which else would be dropped silently.

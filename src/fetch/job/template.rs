@@ -131,3 +131,5 @@ pub(super) fn service_account(job: &Job) -> Option<&str> {
 #[cfg(test)]
 #[path = "template_tests.rs"]
 mod tests;
+#[cfg(test)]
+pub(super) use tests::published;

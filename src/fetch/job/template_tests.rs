@@ -88,7 +88,7 @@ fn the_service_account_counts_where_the_pod_gets_its_token() {
 }
 
 /// The TokenCaches of the documentation, and the example.
-fn published() -> Vec<crate::api::TokenCache> {
+pub(in crate::fetch::job) fn published() -> Vec<crate::api::TokenCache> {
     let page = include_str!("../../../docs/sources/job.md");
     let blocks = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
     let manifests =

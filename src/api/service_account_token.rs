@@ -1,0 +1,27 @@
+//! `spec.fetch.serviceAccountToken`: tokens of a service account, issued by the API server.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Duration;
+
+/// A token of a ServiceAccount in the TokenCache's namespace (TokenRequest API). The ServiceAccount must carry the label
+/// tokencache.dev/source: "true".
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceAccountToken {
+    /// Name of the ServiceAccount.
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account_name: String,
+
+    /// Who is to take the token. Default: the API server itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20), inner(length(min = 1, max = 2048)))]
+    pub audiences: Vec<String>,
+
+    /// How long the token is to live, at least 10m. Default 1h. The API server may choose another lifetime; the token
+    /// expires when it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10m')").message("must be at least 10m, the shortest lifetime that Kubernetes issues; use spec.expiry.maxAge to renew earlier"))]
+    pub expiration: Option<Duration>,
+}

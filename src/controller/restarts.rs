@@ -1,0 +1,74 @@
+//! Sees to the restarts of the workloads that read a Secret only when they start.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::tend::Context;
+use crate::{
+    api::TokenCache,
+    notes::{Key, Rollout},
+    plan::Observed,
+    reason::Reason,
+    rollout::{Cause, Left, PATIENCE, restart},
+    secret::{Integrity, SecretState},
+};
+
+impl Context {
+    /// Restarts what is to be restarted for the value that is there, and says when to look again.
+    pub(super) async fn restarts(&self, key: &Key, cache: &TokenCache, seen: &Observed<'_>) -> Option<Duration> {
+        let targets = &cache.spec.rollout_restart_targets;
+        if targets.is_empty() || cache.spec.suspend || seen.invalid.is_some() || self.stop.begin.is_cancelled() {
+            return None;
+        }
+        // A value of another hand's making is none to restart anything for.
+        let SecretState::Owned(stored) = &seen.secret else { return None };
+        let changed_at = stored.changed_at.filter(|_| stored.integrity == Integrity::Intact)?;
+        let value = (changed_at, cache.metadata.generation.unwrap_or_default());
+        let mut note = self.runner.notes.with(key, |note| note.rollout.clone());
+        if note.done == Some(value) {
+            return None;
+        }
+        let cause = Cause {
+            cache: &key.1,
+            secret: cache.secret_name(),
+            changed_at,
+            min_interval: cache.spec.rollout_restart.min_interval(),
+            impatient: note.rolling.is_some_and(|since| since.elapsed() > PATIENCE),
+        };
+        let (mut wake, mut rolling, mut complaints) = (None::<Duration>, false, Vec::new());
+        for target in targets {
+            let again = match restart(&self.runner.client, cache, target, &cause, self.runner.clock.now()).await {
+                Left::Done => continue,
+                Left::Restarted => {
+                    let words = format!("{:?} {} is restarted: the value has changed", target.kind, target.name);
+                    tracing::info!(namespace = key.0, name = key.1, "{words}");
+                    self.runner.events.publish(cache, Reason::RolloutRestarted, &words).await;
+                    continue;
+                }
+                Left::Rolling(again) => {
+                    rolling = true;
+                    again
+                }
+                Left::Again(again) => again,
+                Left::Failed(why, again) => {
+                    complaints.push(why);
+                    again
+                }
+            };
+            wake = Some(wake.map_or(again, |wake| wake.min(again)));
+        }
+        let complaint = complaints.join("; ");
+        if complaint != note.complaint && !complaint.is_empty() {
+            tracing::warn!(namespace = key.0, name = key.1, "not restarted: {complaint}");
+            self.runner.events.publish(cache, Reason::RolloutRestartFailed, &complaint).await;
+        }
+        note = Rollout {
+            done: wake.is_none().then_some(value),
+            rolling: rolling.then(|| note.rolling.unwrap_or_else(Instant::now)),
+            complaint,
+        };
+        self.runner.notes.with(key, |notes| notes.rollout = note);
+        wake
+    }
+}

@@ -1,0 +1,169 @@
+//! What is told of a run, or where none is called for: status, events, metrics and the log, from one value.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tokio::time::Instant;
+
+use super::{RunError, Runner};
+use crate::{
+    api::{Source, TokenCache},
+    fetch::Failure,
+    notes::Key,
+    observe::{ApiError, checked, note_failed, note_reported, observed},
+    plan::{Observed, Why, backoff},
+    reason::Reason,
+    secret::{Integrity, Lifetime, SecretState, Stored, fetch_hash},
+    status::{Ended, after_run, at_rest},
+    time::later,
+};
+
+impl Runner {
+    /// Says how a run ended: in status, events, metrics and the log, from one value.
+    pub(super) async fn finish(
+        &self,
+        key: &Key,
+        seen: &Observed<'_>,
+        why: &Why,
+        result: Result<(String, Lifetime), Failure>,
+        started: Instant,
+        lost: bool,
+    ) -> Result<(), RunError> {
+        let took = started.elapsed();
+        let now = self.clock.now();
+        let before = seen.cache.status.clone().unwrap_or_default();
+        let mut left = seen.clone();
+        let mut next_retry_at = None;
+        match &result {
+            Ok((version, lifetime)) => {
+                let stored = Lifetime {
+                    fetched_at: crate::time::floor(lifetime.fetched_at),
+                    expires_at: lifetime.expires_at.whole_seconds(),
+                };
+                left.secret = SecretState::Owned(Stored {
+                    uid: String::new(),
+                    resource_version: version.clone(),
+                    lifetime: Some(stored),
+                    fetch_hash: fetch_hash(&seen.cache.spec),
+                    changed_at: None,
+                    integrity: Integrity::Intact,
+                });
+            }
+            Err(failure) => {
+                let failures = before.failures.saturating_add(1);
+                let retry = &seen.cache.spec.retry;
+                let wait = backoff(failures, retry.initial(), retry.max(), rand::random(), failure.retry_after);
+                let at = later(now, chrono::TimeDelta::from_std(wait).unwrap_or_default());
+                note_failed(&self.notes, key, at);
+                next_retry_at = Some(at);
+            }
+        }
+        let ended = Ended {
+            by: self.locks.replica(),
+            generation: seen.cache.metadata.generation,
+            failure: result.as_ref().err(),
+            next_retry_at,
+            answered: seen.open_request(),
+            written: result.as_ref().ok().map(|(version, _)| version.as_str()),
+        };
+        let source = seen.cache.spec.fetch.source().map_or("none", Source::name);
+        self.metrics.fetched(source, result.as_ref().map(|_| ()).map_err(|failure| failure.reason), took);
+        log(key, source, why, &result, took);
+        let wanted = |cache: &TokenCache| {
+            // Of two runs that both ended, the one that lost its Lease is the older.
+            let runs = cache.status.as_ref().map_or(0, |status| status.runs);
+            (!lost || runs == before.runs).then(|| after_run(&Observed { cache, ..left.clone() }, &ended, now))
+        };
+        if self.reporter.report(key, seen.cache, wanted).await? {
+            let refused = result.as_ref().err().is_some_and(|failure| failure.reason.is_refusal());
+            note_reported(&self.notes, key, before.runs + 1, refused.then_some(started));
+        }
+        self.announce(seen.cache, why, before.failures, &result).await;
+        Ok(())
+    }
+
+    /// A refresh as planned, after one that went well, is no event: it would be a write for nothing new.
+    async fn announce(
+        &self,
+        cache: &TokenCache,
+        why: &Why,
+        failures: i32,
+        result: &Result<(String, Lifetime), Failure>,
+    ) {
+        match why {
+            Why::Cleared => self.events.publish(cache, Reason::Cleared, "the Secret was deleted").await,
+            Why::Drifted(_) => self.events.publish(cache, Reason::Drifted, &why.to_string()).await,
+            _ => {}
+        }
+        match result {
+            Ok((_, lifetime)) if *why != Why::Due || failures > 0 => {
+                let note =
+                    format!("fetched a value that is valid until {} ({why})", lifetime.expires_at.whole_seconds());
+                self.events.publish(cache, Reason::Fetched, &note).await;
+            }
+            Ok(_) => {}
+            // A refusal is published with the condition Stalled.
+            Err(failure) if failure.reason.is_refusal() => {}
+            Err(failure) => self.events.publish(cache, Reason::FetchFailed, &failure.to_string()).await,
+        }
+    }
+
+    /// Reports a run that was refused before anything was fetched.
+    pub(super) async fn report_refusal(
+        &self,
+        key: &Key,
+        cache: &TokenCache,
+        metadata: Option<&ObjectMeta>,
+        failure: &Failure,
+    ) -> Result<(), RunError> {
+        tracing::warn!(namespace = key.0, name = key.1, reason = %failure.reason, error = failure.message, "refused");
+        let now = self.clock.now();
+        let note = checked(&self.notes, key, cache);
+        let runs = cache.status.as_ref().map_or(0, |status| status.runs);
+        let generation = cache.metadata.generation;
+        let wanted = |cache: &TokenCache| {
+            let seen = observed(cache, metadata, &note);
+            let ended = Ended {
+                by: self.locks.replica(),
+                generation,
+                failure: Some(failure),
+                next_retry_at: None,
+                answered: seen.open_request(),
+                written: None,
+            };
+            let now_runs = cache.status.as_ref().map_or(0, |status| status.runs);
+            (now_runs == runs).then(|| after_run(&seen, &ended, now))
+        };
+        if self.reporter.report(key, cache, wanted).await? {
+            note_reported(&self.notes, key, runs + 1, None);
+        }
+        Ok(())
+    }
+
+    /// Brings status in line where no run is called for.
+    ///
+    /// # Errors
+    /// When the API server fails.
+    pub async fn rest(&self, key: &Key, seen: &Observed<'_>) -> Result<(), ApiError> {
+        let now = self.clock.now();
+        let version = &seen.cache.metadata.resource_version;
+        // After a conflict the watch brings the newer object, which is then looked at anew.
+        let wanted = |cache: &TokenCache| {
+            (cache.metadata.resource_version == *version).then(|| at_rest(&Observed { cache, ..seen.clone() }, now))
+        };
+        self.reporter.report(key, seen.cache, wanted).await.map(|_| ())
+    }
+}
+
+fn log(key: &Key, source: &str, why: &Why, result: &Result<(String, Lifetime), Failure>, took: Duration) {
+    let (namespace, name, took_ms) = (&key.0, &key.1, took.as_millis());
+    match result {
+        Ok((_, lifetime)) => {
+            let expires_at = lifetime.expires_at.whole_seconds();
+            tracing::info!(namespace, name, source, %why, took_ms, %expires_at, "fetched");
+        }
+        Err(Failure { reason, message, .. }) => {
+            tracing::warn!(namespace, name, source, %why, took_ms, %reason, error = message, "fetch failed");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The service account that controllers run under, with the rights that the chart gives.
+
+use std::{io::Write as _, path::Path};
+
+use k8s_openapi::api::{
+    authentication::v1::TokenRequest,
+    authorization::v1::SubjectAccessReview,
+    core::v1::ServiceAccount,
+    rbac::v1::{PolicyRule, Role, RoleBinding},
+};
+use kube::{Api, Client, api::PostParams, config::Kubeconfig};
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+
+use super::{Cluster, poll, within};
+
+/// As the chart names it.
+const ACCOUNT: &str = "tokencache";
+/// Longer than any test takes.
+const TOKEN_SECONDS: u32 = 24 * 3600;
+
+/// A service account of a namespace, its rights there, and a kubeconfig with its token.
+pub struct Account {
+    kubeconfig: NamedTempFile,
+}
+
+impl Account {
+    /// Creates the account and its Role, and waits until the API server knows of both.
+    pub async fn create(client: &Client, namespace: &str, rules: Vec<PolicyRule>) -> Self {
+        let probe = rules.last().cloned().expect("at least one rule");
+        create::<ServiceAccount>(client, namespace, json!({})).await;
+        create::<Role>(client, namespace, json!({"rules": rules})).await;
+        let binding = json!({
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": ACCOUNT},
+            "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}],
+        });
+        create::<RoleBinding>(client, namespace, binding).await;
+        within("the rights hold", poll(|| async { is_allowed(client, namespace, &probe).await.then_some(()) })).await;
+        let request: TokenRequest =
+            serde_json::from_value(json!({"spec": {"audiences": [], "expirationSeconds": TOKEN_SECONDS}}))
+                .expect("a request");
+        let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+        let answer = accounts.create_token_request(ACCOUNT, &PostParams::default(), &request).await;
+        let token = answer.expect("a token").status.expect("a token").token;
+        Self { kubeconfig: kubeconfig(&token).await }
+    }
+
+    /// Path of the kubeconfig.
+    pub fn kubeconfig(&self) -> &str {
+        self.kubeconfig.path().to_str().expect("a path in UTF-8")
+    }
+}
+
+async fn create<K>(client: &Client, namespace: &str, mut manifest: Value)
+where
+    K: super::namespace::Object + serde::Serialize,
+{
+    manifest["metadata"] = json!({"name": ACCOUNT});
+    let object: K = serde_json::from_value(manifest).expect("an object");
+    Api::<K>::namespaced(client.clone(), namespace).create(&PostParams::default(), &object).await.expect("created");
+}
+
+/// The authorizer learns of a Role by a watch.
+async fn is_allowed(client: &Client, namespace: &str, rule: &PolicyRule) -> bool {
+    let first = |list: &Option<Vec<String>>| list.as_ref().and_then(|list| list.first().cloned()).unwrap_or_default();
+    let resource = first(&rule.resources);
+    let (resource, subresource) = resource.split_once('/').unwrap_or((&resource, ""));
+    let review: SubjectAccessReview = serde_json::from_value(json!({"spec": {
+        "user": format!("system:serviceaccount:{namespace}:{ACCOUNT}"),
+        "resourceAttributes": {
+            "namespace": namespace, "group": first(&rule.api_groups), "resource": resource,
+            "subresource": subresource, "verb": rule.verbs.first(),
+        },
+    }}))
+    .expect("a review");
+    let answer = Api::all(client.clone()).create(&PostParams::default(), &review).await;
+    answer.expect("an answer").status.is_some_and(|status| status.allowed)
+}
+
+/// The cluster of the tests' own kubeconfig, with this token as the only credential.
+async fn kubeconfig(token: &str) -> NamedTempFile {
+    let admin = Kubeconfig::read_from(&Cluster::get().await.kubeconfig).expect("a kubeconfig");
+    let context = admin.contexts.iter().find(|context| Some(&context.name) == admin.current_context.as_ref());
+    let cluster = context.and_then(|context| context.context.as_ref()).map(|context| context.cluster.as_str());
+    let cluster = admin.clusters.iter().find(|named| Some(named.name.as_str()) == cluster).expect("a current cluster");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "controller",
+        "clusters": [{"name": "cluster", "cluster": cluster.cluster}],
+        "users": [{"name": "controller", "user": {"token": token}}],
+        "contexts": [{"name": "controller", "context": {"cluster": "cluster", "user": "controller"}}],
+    });
+    // Only its owner may read it.
+    let mut file = NamedTempFile::new().expect("a file");
+    file.write_all(config.to_string().as_bytes()).expect("a kubeconfig is written");
+    file
+}
+
+/// The rights that the chart gives.
+pub fn chart_rules() -> Vec<PolicyRule> {
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/tokencache/files");
+    let read = |name: &str| -> Vec<PolicyRule> {
+        let text = std::fs::read_to_string(files.join(name)).expect("the chart's rules");
+        serde_saphyr::from_str(&text).expect("rules")
+    };
+    [read("rules.yaml"), read("rules-jobs.yaml")].concat()
+}
