@@ -99,8 +99,8 @@ fn every_grant_and_every_client_authentication_gets_a_token() {
             ("es256", signing("es256", "p256")),
             ("eddsa", signing("eddsa", "ed25519")),
             ("issuer", with(signing("es256", "p256"), json!({"assertion": {"audience": stage.provider.issuer}}))),
-            ("tls", certificate("tls", "tls")),
-            ("self-signed", certificate("self-signed", "self-signed")),
+            ("tls", certificate("tls", "cert-tls")),
+            ("self-signed", certificate("self-signed", "cert-self-signed")),
             ("refresh-public", refreshing("public", "session-public")),
             ("refresh-keeping", with(with(refreshing("keeping", "session-keeping"), by_secret), secret("keeping"))),
             (
@@ -222,12 +222,12 @@ fn wrong_input_of_every_grant_and_client_authentication_is_told_so_that_a_strang
             ),
             (
                 "expired",
-                certificate("tls", "expired"),
+                certificate("tls", "cert-expired"),
                 "InvalidSpec",
                 vec!["key tls.crt", "certificate that expired at 2021-01-01T00:00:00Z"],
             ),
-            ("stranger", certificate("tls", "stranger"), "Rejected", vec!["invalid_client"]),
-            ("not-its-own", certificate("self-signed", "tls"), "Rejected", vec!["invalid_client"]),
+            ("stranger", certificate("tls", "cert-stranger"), "Rejected", vec!["invalid_client"]),
+            ("not-its-own", certificate("self-signed", "cert-tls"), "Rejected", vec!["invalid_client"]),
             ("no-certificate", certificate("tls", "absent"), "SourceNotFound", vec!["absent does not exist"]),
             ("not-a-pair", certificate("tls", "client"), "SourceNotFound", vec!["has no key tls.crt"]),
             (

@@ -143,7 +143,7 @@ impl OidcProvider {
     }
 
     /// Puts what its clients authenticate with into a namespace: the Secrets `client`, `keys`, and the certificates
-    /// `tls`, `self-signed`, `expired` and `stranger`.
+    /// `cert-tls`, `cert-self-signed`, `cert-expired` and `cert-stranger`.
     pub async fn equip(&self, ns: &Namespace) {
         ns.create::<Secret>(opened("client", json!({"secret": self.secret, "wrong": "no secret of anybody"}))).await;
         let keys = json!({
@@ -153,13 +153,14 @@ impl OidcProvider {
         ns.create::<Secret>(opened("keys", keys)).await;
         let mut expired = named("tls-client");
         (expired.not_before, expired.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
-        for (name, params) in [("tls", named("tls-client")), ("expired", expired), ("stranger", named("somebody-else"))]
+        for (name, params) in
+            [("cert-tls", named("tls-client")), ("cert-expired", expired), ("cert-stranger", named("somebody-else"))]
         {
             let key = KeyPair::generate().expect("a key");
             let certificate = params.signed_by(&key, &self.authority).expect("a certificate");
             ns.create::<Secret>(pair(name, &certificate.pem(), &key.serialize_pem())).await;
         }
-        ns.create::<Secret>(pair("self-signed", &self.self_signed.0, &self.self_signed.1)).await;
+        ns.create::<Secret>(pair("cert-self-signed", &self.self_signed.0, &self.self_signed.1)).await;
     }
 }
 
