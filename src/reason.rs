@@ -62,6 +62,8 @@ pub enum Reason {
     SourceNotAllowed,
     /// The address rules forbid the server's address.
     AddressNotAllowed,
+    /// The refresh token is void: somebody must sign in again.
+    ReauthenticationRequired,
 
     // Events only.
     /// The Secret was changed by another hand.
@@ -103,6 +105,7 @@ impl Reason {
             Self::SourceNotFound => "SourceNotFound",
             Self::SourceNotAllowed => "SourceNotAllowed",
             Self::AddressNotAllowed => "AddressNotAllowed",
+            Self::ReauthenticationRequired => "ReauthenticationRequired",
             Self::Drifted => "Drifted",
             Self::RolloutRestarted => "RolloutRestarted",
             Self::RolloutRestartFailed => "RolloutRestartFailed",
@@ -120,6 +123,7 @@ impl Reason {
                 | Self::SourceNotFound
                 | Self::SourceNotAllowed
                 | Self::AddressNotAllowed
+                | Self::ReauthenticationRequired
         )
     }
 
@@ -133,6 +137,7 @@ impl Reason {
             Self::SourceNotFound,
             Self::SourceNotAllowed,
             Self::AddressNotAllowed,
+            Self::ReauthenticationRequired,
         ]
         .into_iter()
         .find(|reason| reason.as_str() == name)

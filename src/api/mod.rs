@@ -2,6 +2,7 @@
 
 mod duration;
 mod expires_at;
+pub mod github_app;
 pub mod job;
 pub mod names;
 pub mod oauth2;

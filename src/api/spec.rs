@@ -9,7 +9,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Duration, TokenCacheStatus, job::Job, oauth2::OAuth2, service_account_token::ServiceAccountToken};
+use super::{
+    Duration, TokenCacheStatus, github_app::GitHubApp, job::Job, oauth2::OAuth2,
+    service_account_token::ServiceAccountToken,
+};
 
 /// How a credential is got, when it is refreshed, and the Secret that holds it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,7 +120,7 @@ impl RolloutRestart {
 
 /// Exactly one source, and the limit on one attempt.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, serviceAccountToken or job"))]
+#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.githubApp), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, githubApp, serviceAccountToken or job"))]
 #[serde(rename_all = "camelCase")]
 pub struct Fetch {
     /// One attempt's limit, at most 10m. Default 30s; for job 5m.
@@ -133,6 +136,10 @@ pub struct Fetch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_token: Option<ServiceAccountToken>,
 
+    /// An installation token of a GitHub App.
+    #[serde(default, rename = "githubApp", skip_serializing_if = "Option::is_none")]
+    pub github_app: Option<GitHubApp>,
+
     /// A container of yours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<Job>,
@@ -145,6 +152,8 @@ pub enum Source<'a> {
     OAuth2(&'a OAuth2),
     /// A token of a service account.
     ServiceAccountToken(&'a ServiceAccountToken),
+    /// An installation token of a GitHub App.
+    GitHubApp(&'a GitHubApp),
     /// A container of the user's.
     Job(&'a Job),
 }
@@ -156,6 +165,7 @@ impl Source<'_> {
         match self {
             Self::OAuth2(_) => "oauth2",
             Self::ServiceAccountToken(_) => "serviceAccountToken",
+            Self::GitHubApp(_) => "githubApp",
             Self::Job(_) => "job",
         }
     }
@@ -167,7 +177,8 @@ impl Fetch {
     pub fn source(&self) -> Option<Source<'_>> {
         let oauth2 = self.oauth2.as_ref().map(Source::OAuth2);
         let service_account_token = self.service_account_token.as_ref().map(Source::ServiceAccountToken);
-        oauth2.or(service_account_token).or(self.job.as_ref().map(Source::Job))
+        let github_app = self.github_app.as_ref().map(Source::GitHubApp);
+        oauth2.or(github_app).or(service_account_token).or(self.job.as_ref().map(Source::Job))
     }
 
     /// One attempt's limit.

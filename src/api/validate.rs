@@ -11,7 +11,7 @@ use kube::{
     core::cel::{CompiledSchema, Validator, compile_schema},
 };
 
-use super::TokenCache;
+use super::{Source, TokenCache};
 
 /// What is wrong with a spec: the field, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,9 +84,14 @@ pub fn validate(cache: &TokenCache) -> Result<(), Invalid> {
 }
 
 fn url(cache: &TokenCache) -> Result<(), Invalid> {
-    let Some(oauth2) = &cache.spec.fetch.oauth2 else { return Ok(()) };
-    is_http_url("spec.fetch.oauth2.tokenUrl", &oauth2.token_url)?;
-    oauth2.proxy.as_ref().map_or(Ok(()), |proxy| is_http_url("spec.fetch.oauth2.proxy.url", &proxy.url))
+    let (source, field, url, proxy) = match cache.spec.fetch.source() {
+        Some(Source::OAuth2(oauth2)) => ("oauth2", "tokenUrl", oauth2.token_url.as_str(), &oauth2.proxy),
+        Some(Source::GitHubApp(app)) => ("githubApp", "apiUrl", app.api_url(), &app.proxy),
+        Some(Source::ServiceAccountToken(_) | Source::Job(_)) | None => return Ok(()),
+    };
+    is_http_url(&format!("spec.fetch.{source}.{field}"), url)?;
+    let Some(proxy) = proxy else { return Ok(()) };
+    is_http_url(&format!("spec.fetch.{source}.proxy.url"), &proxy.url)
 }
 
 fn is_http_url(field: &str, text: &str) -> Result<(), Invalid> {

@@ -318,9 +318,16 @@ fn unblock(
 
 /// Whether a run that failed so may go well when what it read has changed.
 pub(super) fn waits_for_source(reason: &str) -> bool {
-    [Reason::SourceNotFound, Reason::SourceNotAllowed, Reason::InvalidSpec, Reason::Rejected, Reason::TlsFailed]
-        .iter()
-        .any(|known| known.as_str() == reason)
+    [
+        Reason::SourceNotFound,
+        Reason::SourceNotAllowed,
+        Reason::InvalidSpec,
+        Reason::Rejected,
+        Reason::TlsFailed,
+        Reason::ReauthenticationRequired,
+    ]
+    .iter()
+    .any(|known| known.as_str() == reason)
 }
 
 /// Logs what breaks a watch; a controller that is not ready yet tells its probe as well.

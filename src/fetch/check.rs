@@ -14,7 +14,9 @@ pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
     match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => {
             check_tls("spec.fetch.oauth2.tls", &oauth2.token_url, oauth2.tls.as_ref())?;
+            super::oauth2::check(oauth2)?;
         }
+        Some(Source::GitHubApp(app)) => check_tls("spec.fetch.githubApp.tls", app.api_url(), app.tls.as_ref())?,
         Some(Source::Job(job)) => super::job::check(job)?,
         Some(Source::ServiceAccountToken(_)) | None => {}
     }

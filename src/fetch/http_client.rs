@@ -53,6 +53,7 @@ pub(super) struct Connection {
 /// What a server answered.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
     pub(super) retry_after: Option<Duration>,
     pub(super) body: Zeroizing<Vec<u8>>,
     /// Host of the redirect's target.
@@ -186,6 +187,7 @@ impl Connection {
         let headers = response.headers();
         let mut answer = Answer {
             status: response.status(),
+            headers: headers.clone(),
             retry_after: retry_after(headers, now()),
             redirect: redirect_host(headers, &self.url),
             content_type: content_type(headers),

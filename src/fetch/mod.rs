@@ -3,10 +3,12 @@
 //! A new source is a file with `fetch`, `endpoint` and `references`, and an arm in each `match` on [`Source`] here.
 
 mod address;
+#[path = "cel/limits.rs"]
 mod cel_limits;
 mod check;
 mod expiry;
 mod expression;
+mod github_app;
 mod http_client;
 pub(crate) mod job;
 mod json;
@@ -14,7 +16,10 @@ mod oauth2;
 mod redact;
 mod resolver;
 mod service_account_token;
+mod signing;
 mod sources;
+#[cfg(test)]
+mod test_keys;
 mod tls;
 mod token_request;
 mod transport;
@@ -112,9 +117,13 @@ impl fmt::Debug for Fetcher {
 /// What a source has at hand in one attempt.
 struct Attempt<'a> {
     sources: Sources,
+    client: &'a kube::Client,
+    namespace: &'a str,
     clients: &'a Clients,
     clock: &'a Clock,
     phase: Phase,
+    /// What must be seen to even when the fetch is dropped.
+    ends: &'a TaskTracker,
 }
 
 /// What a source got.
@@ -185,12 +194,13 @@ impl Fetcher {
     async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
         let Inner { client, clients, require_source_label, allow_jobs, collector_image, clock } = &*self.0;
         let namespace = cache.metadata.namespace.clone().unwrap_or_default();
-        let sources = Sources::new(client.clone(), namespace, *require_source_label, phase.clone());
-        let mut attempt = Attempt { sources, clients, clock, phase };
+        let sources = Sources::new(client.clone(), namespace.clone(), *require_source_label, phase.clone());
+        let mut attempt = Attempt { sources, client, namespace: &namespace, clients, clock, phase, ends };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
             Some(Source::ServiceAccountToken(source)) => service_account_token::fetch(&mut attempt, source).await?,
             Some(Source::Job(_)) if !allow_jobs => return Err(job::switched_off()),
+            Some(Source::GitHubApp(app)) => github_app::fetch(&mut attempt, app).await?,
             Some(Source::Job(job)) => {
                 let place = job::Place { client, ends, image: collector_image, cache };
                 job::fetch(&mut attempt, &place, job).await?
@@ -217,6 +227,7 @@ impl Fetcher {
 pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
     let (url, proxy) = match spec.fetch.source()? {
         Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
+        Source::GitHubApp(app) => github_app::endpoint(app),
         Source::ServiceAccountToken(_) | Source::Job(_) => return None,
     };
     Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
@@ -292,6 +303,7 @@ pub fn references(spec: &TokenCacheSpec) -> Vec<Reference> {
     let found: BTreeSet<Reference> = match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => oauth2::references(oauth2).collect(),
         Some(Source::ServiceAccountToken(source)) => service_account_token::references(source).collect(),
+        Some(Source::GitHubApp(app)) => github_app::references(app).collect(),
         Some(Source::Job(job)) => job::references(job).collect(),
         None => BTreeSet::new(),
     };

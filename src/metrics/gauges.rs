@@ -74,12 +74,14 @@ impl Standing {
 
 type Objects = Box<dyn Fn() -> Vec<Standing> + Send + Sync>;
 type Value = Box<dyn Fn() -> i64 + Send + Sync>;
+/// Name, help and value.
+type Gauge = (&'static str, &'static str, Value);
 
 /// Where to look at each scrape. Cloning shares it.
 #[derive(Clone, Default)]
 pub(super) struct Gauges {
     objects: Arc<Mutex<Vec<Objects>>>,
-    values: Arc<Mutex<Vec<(&'static str, &'static str, Value)>>>,
+    values: Arc<Mutex<Vec<Gauge>>>,
 }
 
 impl fmt::Debug for Gauges {

@@ -20,7 +20,7 @@ use tokio::{sync::Mutex, task::JoinHandle};
 use crate::{
     support::{
         CacheView as _, Cluster, Namespace, SecretView as _,
-        image::load_image,
+        image::load_program,
         in_background,
         manifests::{CREDENTIALS, source_secret, token_cache},
         poll, scenario,
@@ -78,7 +78,7 @@ fn on_node(story: impl AsyncFnOnce(&Stage)) {
     scenario(async move {
         let _alone = ALONE.lock().await;
         let client = &Cluster::bare().await.client;
-        load_image(&cluster, &format!("{}:{}", IMAGE.0, IMAGE.1)).await;
+        load_program(&cluster, &format!("{}:{}", IMAGE.0, IMAGE.1)).await;
         namespace(client).await;
         let host = hack("cluster.sh", &["host-ip", "--name", &cluster]);
         let listen = SocketAddr::new(host.trim().parse().expect("an address"), 0);

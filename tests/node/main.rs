@@ -16,6 +16,8 @@
 mod support;
 
 mod endings;
+mod examples;
 mod failures;
+mod losses;
 mod node;
 mod values;

@@ -27,5 +27,6 @@ mod requests;
 mod restarts;
 mod rights;
 mod secrecy;
+mod service_account_token;
 mod shutdown;
 mod tls;

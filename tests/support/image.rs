@@ -1,21 +1,32 @@
-//! The image of the program under test, on the local cluster's node.
+//! Images on the local cluster's node.
 
 use std::{path::Path, process::Output};
 
 use tokio::process::Command;
 
-/// Makes an image of the binary, and loads it into the node of a cluster.
-pub async fn load_image(cluster: &str, name: &str) {
+/// Loads an image of the program under test into the node of a cluster.
+pub async fn load_program(cluster: &str, name: &str) {
     let folder = tempfile::tempdir().expect("a folder");
-    let (binary, image) = (folder.path().join("tokencache"), folder.path().join("image.tar"));
+    let binary = folder.path().join("tokencache");
     // Without its debugging information, which is most of it.
     let strip = Command::new("strip").arg("-o").arg(&binary).arg(env!("CARGO_BIN_EXE_tokencache")).output();
     if !strip.await.is_ok_and(|output| output.status.success()) {
         std::fs::copy(env!("CARGO_BIN_EXE_tokencache"), &binary).expect("a copy");
     }
+    load_image(cluster, name, &[("--bin", &binary)]).await;
+}
+
+/// Builds an image by hack/image.sh, and loads it into the node of a cluster.
+pub async fn load_image(cluster: &str, name: &str, parts: &[(&str, &Path)]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let image = folder.path().join("image.tar");
     let hack = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("hack").join(name);
-    let made = Command::new(hack("image.sh")).arg(name).arg(&image).arg("--bin").arg(&binary).output().await;
-    assert_success("hack/image.sh", made);
+    let mut make = Command::new(hack("image.sh"));
+    make.arg(name).arg(&image);
+    for (flag, path) in parts {
+        make.arg(flag).arg(path);
+    }
+    assert_success("hack/image.sh", make.output().await);
     let load = Command::new(hack("cluster.sh")).args(["load-image", "--name", cluster]).arg(&image).output().await;
     assert_success("hack/cluster.sh load-image", load);
 }

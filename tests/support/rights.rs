@@ -14,8 +14,8 @@ use tempfile::NamedTempFile;
 
 use super::{Cluster, poll, within};
 
-/// As the chart names it.
-const ACCOUNT: &str = "tokencache";
+/// Name of the account, of its Role and of what binds the two, as the chart names them.
+pub const ACCOUNT: &str = "tokencache";
 /// Longer than any test takes.
 const TOKEN_SECONDS: u32 = 24 * 3600;
 
