@@ -10,8 +10,8 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use crate::{
-    node::{ARGUMENTS, BUSYBOX, Stage, container, is_fetching, on_node, pod_spec},
-    support::{CacheView as _, Controller, Namespace, manifests::merge, poll, within},
+    node::{BUSYBOX, Stage, container, is_fetching, on_node, pod_spec},
+    support::{CacheView as _, manifests::merge, poll, within},
 };
 
 #[test]
@@ -205,23 +205,6 @@ fn a_secret_is_read_only_when_its_owner_opened_it_and_then_at_once() {
         assert!(stage.pods("a").await.is_empty());
         let label = json!({"metadata": {"labels": {"tokencache.dev/source": "true"}}});
         stage.ns.patch::<Secret>("s", label).await;
-        stage.ns.await_ready("a", true, "Fetched").await;
-    });
-}
-
-#[test]
-fn a_controller_that_is_to_run_no_jobs_refuses_them_and_one_that_may_takes_them_up() {
-    on_node(async {
-        let ns = Namespace::new().await;
-        let arguments = [ARGUMENTS.as_slice(), &["--allow-jobs=false"]].concat();
-        let stage = Stage { controller: Controller::start(&ns, &arguments).await, ns };
-        stage.script("a", r#"echo '{"token": "x", "expires_in": 3600}' > "$TOKENCACHE_RESULT""#, json!({})).await;
-        let cache = stage.ns.await_cache("a", "it is stalled", |it| it.stalled() == Some("SourceNotAllowed")).await;
-        assert!(cache.message().contains("--allow-jobs=true"), "{}", cache.message());
-        assert!(stage.jobs("a").await.is_empty());
-        let Stage { controller, ns } = stage;
-        controller.terminate().await;
-        let stage = Stage { controller: Controller::start(&ns, &ARGUMENTS).await, ns };
         stage.ns.await_ready("a", true, "Fetched").await;
     });
 }

@@ -6,7 +6,6 @@ use chrono::{SecondsFormat, Utc};
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Node, Secret},
-    rbac::v1::{PolicyRule, Role},
 };
 use kube::{
     Api, ResourceExt as _,
@@ -21,7 +20,7 @@ use crate::{
     node::{ARGUMENTS, FrozenNode, Stage, alone_on_node, is_fetching, on_node},
     support::{
         CacheView as _, Controller, Namespace, SecretView as _, in_background, poll,
-        rights::{ACCOUNT, chart_rules},
+        rights::{give_back, withhold},
         within,
     },
 };
@@ -64,15 +63,12 @@ fn when_the_lease_can_no_more_be_renewed_the_job_ends_and_that_is_told() {
         let script = SLOW.replace("sleep 5", "sleep 20");
         stage.script("a", &script, json!({"retry": {"initialInterval": "1s"}})).await;
         let first = stage.pod("a", "the container runs", is_fetching).await.name_any();
-        let leases = |rule: &PolicyRule| rule.resources.iter().flatten().any(|resource| resource == "leases");
-        let mut rules = chart_rules();
-        rules.iter_mut().filter(|rule| leases(rule)).for_each(|rule| rule.verbs.retain(|verb| verb != "update"));
-        stage.ns.patch::<Role>(ACCOUNT, json!({"rules": rules})).await;
+        withhold(&stage.ns, &["update"], "coordination.k8s.io", "leases").await;
         let (reason, message) = stage.failure("a").await;
         assert!(reason == "LockLost" && message.contains("could not be renewed"), "{reason}: {message}");
         all_gone(&stage, "a").await;
         assert!(stage.ns.api::<Secret>().get_opt("a").await.expect("an answer").is_none(), "nothing was written");
-        stage.ns.patch::<Role>(ACCOUNT, json!({"rules": chart_rules()})).await;
+        give_back(&stage.ns, "update", "coordination.k8s.io", "leases").await;
         stage.ns.await_ready("a", true, "Fetched").await;
         let secret: Secret = stage.ns.get("a").await;
         assert_ne!(secret.token(), first);

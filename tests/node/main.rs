@@ -20,4 +20,5 @@ mod examples;
 mod failures;
 mod losses;
 mod node;
+mod rights;
 mod values;
