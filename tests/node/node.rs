@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use tokencache::api::{TokenCache, names::LABEL_CACHE};
 use tokio::sync::{OnceCell, RwLock};
 
-pub use crate::support::image::load_image;
 use crate::support::{CacheView as _, Controller, Namespace, image::load_program, manifests::merge, scenario, within};
 
 /// With a shell and the usual tools.

@@ -1,10 +1,10 @@
-//! Images on the local cluster's node.
+//! Images for the local cluster's node.
 
 use std::{path::Path, process::Output};
 
 use tokio::process::Command;
 
-/// Loads an image of the program under test into the node of a cluster.
+/// Makes an image of the program under test, and loads it into the node of a cluster.
 pub async fn load_program(cluster: &str, name: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let binary = folder.path().join("tokencache");
@@ -16,7 +16,7 @@ pub async fn load_program(cluster: &str, name: &str) {
     load_image(cluster, name, &[("--bin", &binary)]).await;
 }
 
-/// Builds an image by hack/image.sh, and loads it into the node of a cluster.
+/// Makes an image of these parts by hack/image.sh, and loads it into the node of a cluster.
 pub async fn load_image(cluster: &str, name: &str, parts: &[(&str, &Path)]) {
     let folder = tempfile::tempdir().expect("a folder");
     let image = folder.path().join("image.tar");
