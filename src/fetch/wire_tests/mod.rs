@@ -5,6 +5,7 @@
 mod addresses;
 mod answers;
 mod connections;
+mod http;
 
 use std::{
     collections::BTreeMap,
@@ -13,13 +14,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use ::http::{HeaderMap, Response, header};
 use axum::{
     Router,
     body::{Body, to_bytes},
     extract::Request,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use http::{HeaderMap, Response, header};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
@@ -29,6 +30,7 @@ use crate::{api::TokenCache, reason::Reason, time::Clock};
 /// What a server saw of a request.
 #[derive(Clone, Debug)]
 struct Seen {
+    method: String,
     target: String,
     headers: HeaderMap,
     body: String,
@@ -59,7 +61,8 @@ impl Server {
         Router::new().fallback(async move |request: Request| {
             let (parts, body) = request.into_parts();
             let body = String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap();
-            let one = Seen { target: parts.uri.to_string(), headers: parts.headers, body };
+            let one =
+                Seen { method: parts.method.to_string(), target: parts.uri.to_string(), headers: parts.headers, body };
             seen.lock().unwrap().push(one.clone());
             respond(&one)
         })
@@ -115,7 +118,7 @@ impl Objects {
 
     fn client(&self) -> kube::Client {
         let objects = self.clone();
-        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let service = tower::service_fn(move |request: ::http::Request<kube::client::Body>| {
             let missing = || json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound"});
             let found = objects.0.lock().unwrap().get(request.uri().path()).cloned();
             let status = if found.is_some() { 200 } else { 404 };
