@@ -191,7 +191,7 @@ mod tests {
             (
                 json!({"fetch": {"job": {"template": {"spec": {}}}, "serviceAccountToken": {"serviceAccountName": "a"}}}),
                 "spec.fetch",
-                "exactly one source must be set: oauth2, http, serviceAccountToken or job",
+                "exactly one source must be set: oauth2, http, githubApp, serviceAccountToken or job",
             ),
             (
                 json!({"fetch": {"serviceAccountToken": {"serviceAccountName": "a", "expiration": "9m59s"}}}),

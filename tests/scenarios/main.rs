@@ -21,6 +21,7 @@ mod failures;
 mod fresh;
 mod lifecycle;
 mod lock;
+mod oauth2;
 mod prometheus;
 mod refusals;
 mod requests;

@@ -7,6 +7,7 @@ mod leaks;
 pub mod manifests;
 mod metrics;
 mod namespace;
+mod oidc;
 pub mod rights;
 mod scene;
 mod seen;
@@ -18,6 +19,7 @@ pub use controller::{Controller, Launch, run_to_exit};
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
+pub use oidc::{OidcProvider, opened};
 pub use scene::Scene;
 pub use seen::{CacheView, SecretView};
 
