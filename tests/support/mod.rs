@@ -6,6 +6,7 @@ mod leaks;
 pub mod manifests;
 mod metrics;
 mod namespace;
+mod network;
 pub mod rights;
 mod scene;
 mod seen;
@@ -17,6 +18,7 @@ pub use controller::{Controller, Launch, run_to_exit};
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
+pub use network::{Proxy, Relay};
 pub use scene::Scene;
 pub use seen::{CacheView, SecretView};
 
