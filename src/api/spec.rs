@@ -184,8 +184,8 @@ impl Fetch {
     pub fn source(&self) -> Option<Source<'_>> {
         let oauth2 = self.oauth2.as_ref().map(Source::OAuth2);
         let service_account_token = self.service_account_token.as_ref().map(Source::ServiceAccountToken);
-        let http = self.http.as_ref().map(Source::Http);
         let github_app = self.github_app.as_ref().map(Source::GitHubApp);
+        let http = self.http.as_ref().map(Source::Http);
         oauth2.or(http).or(github_app).or(service_account_token).or(self.job.as_ref().map(Source::Job))
     }
 

@@ -84,15 +84,16 @@ pub fn validate(cache: &TokenCache) -> Result<(), Invalid> {
 }
 
 fn url(cache: &TokenCache) -> Result<(), Invalid> {
-    let (source, field, url, proxy) = match cache.spec.fetch.source() {
-        Some(Source::OAuth2(oauth2)) => ("oauth2", "tokenUrl", oauth2.token_url.as_str(), &oauth2.proxy),
-        Some(Source::Http(http)) => ("http", "url", http.url.as_str(), &http.proxy),
-        Some(Source::GitHubApp(app)) => ("githubApp", "apiUrl", app.api_url(), &app.proxy),
-        Some(Source::ServiceAccountToken(_) | Source::Job(_)) | None => return Ok(()),
+    let Some(source) = cache.spec.fetch.source() else { return Ok(()) };
+    let (field, url, proxy) = match source {
+        Source::OAuth2(oauth2) => ("tokenUrl", oauth2.token_url.as_str(), &oauth2.proxy),
+        Source::Http(http) => ("url", http.url.as_str(), &http.proxy),
+        Source::GitHubApp(app) => ("apiUrl", app.api_url(), &app.proxy),
+        Source::ServiceAccountToken(_) | Source::Job(_) => return Ok(()),
     };
-    is_http_url(&format!("spec.fetch.{source}.{field}"), url)?;
-    let Some(proxy) = proxy else { return Ok(()) };
-    is_http_url(&format!("spec.fetch.{source}.proxy.url"), &proxy.url)
+    let at = format!("spec.fetch.{}", source.name());
+    is_http_url(&format!("{at}.{field}"), url)?;
+    proxy.as_ref().map_or(Ok(()), |proxy| is_http_url(&format!("{at}.proxy.url"), &proxy.url))
 }
 
 fn is_http_url(field: &str, text: &str) -> Result<(), Invalid> {

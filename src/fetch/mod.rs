@@ -228,8 +228,8 @@ impl Fetcher {
 pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
     let (url, proxy) = match spec.fetch.source()? {
         Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
-        Source::Http(http) => http::endpoint(http),
         Source::GitHubApp(app) => github_app::endpoint(app),
+        Source::Http(http) => http::endpoint(http),
         Source::ServiceAccountToken(_) | Source::Job(_) => return None,
     };
     Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)

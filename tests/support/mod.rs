@@ -2,11 +2,13 @@
 
 mod cluster;
 mod controller;
+pub mod image;
 mod leaks;
 pub mod manifests;
 mod metrics;
 mod namespace;
 mod network;
+mod oidc;
 pub mod rights;
 mod scene;
 mod seen;
@@ -19,6 +21,7 @@ pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
 pub use network::{Proxy, Relay};
+pub use oidc::{OidcProvider, opened};
 pub use scene::Scene;
 pub use seen::{CacheView, SecretView};
 
