@@ -226,7 +226,12 @@ fn wrong_input_of_every_grant_and_client_authentication_is_told_so_that_a_strang
                 "InvalidSpec",
                 vec!["key tls.crt", "certificate that expired at 2021-01-01T00:00:00Z"],
             ),
-            ("stranger", certificate("tls", "cert-stranger"), "Rejected", vec!["invalid_client"]),
+            (
+                "stranger",
+                certificate("tls", "cert-stranger"),
+                "Rejected",
+                vec!["invalid_client", "for CN=somebody-else"],
+            ),
             ("not-its-own", certificate("self-signed", "cert-tls"), "Rejected", vec!["invalid_client"]),
             ("no-certificate", certificate("tls", "absent"), "SourceNotFound", vec!["absent does not exist"]),
             ("not-a-pair", certificate("tls", "client"), "SourceNotFound", vec!["has no key tls.crt"]),
