@@ -58,6 +58,8 @@ const clients = [
   client('self-signed', 'self_signed_tls_client_auth', {
     jwks: { keys: [{ ...certificate.publicKey.export({ format: 'jwk' }), x5c: [certificate.raw.toString('base64')] }] },
   }),
+  // Those of examples/.
+  { ...signing('p256', 'ES256'), client_id: 'billing' }, client('reports', 'none'), client('deployer', 'none'),
   client('public', 'none'), client('rotating', 'none'), client('keeping', 'client_secret_basic', secret),
 ];
 
