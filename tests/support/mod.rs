@@ -2,6 +2,8 @@
 
 mod cluster;
 mod controller;
+mod flaky;
+pub mod github;
 pub mod image;
 mod leaks;
 pub mod manifests;
@@ -17,6 +19,7 @@ use std::{future::Future, sync::LazyLock, time::Duration};
 
 pub use cluster::Cluster;
 pub use controller::{Controller, Launch, run_to_exit};
+pub use flaky::FlakyApi;
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
