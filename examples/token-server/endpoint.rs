@@ -232,7 +232,10 @@ fn repeat(state: &State, cache: &str, headers: &HeaderMap, form: &Form, echo: Ec
 
 fn whoami(state: &State, headers: &HeaderMap) -> Answer {
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    match token.and_then(|token| token::whose(token, &state.signing_key)) {
+    let revoked = |token: &&str| {
+        state.lock().values().flat_map(|path| path.issued.iter().take(path.revoked)).any(|issued| issued == token)
+    };
+    match token.filter(|token| !revoked(token)).and_then(|token| token::whose(token, &state.signing_key)) {
         Some(subject) => answer(StatusCode::OK, &subject),
         None => answer(StatusCode::UNAUTHORIZED, &json!({"error": "invalid_token"})),
     }

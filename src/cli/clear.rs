@@ -11,7 +11,10 @@ use super::{
 };
 use crate::client::{Cleared, Client, Error};
 
-/// Exit codes: 0 no Secret is left; 1 one could not be deleted; 2 wrong usage; 3 no such TokenCache; 4 timeout.
+/// What scripts can rely on.
+pub(super) const EXIT_CODES: &str =
+    "Exit codes:\n  0 no Secret is left; 1 one could not be deleted; 2 wrong usage; 3 no such TokenCache; 4 timeout";
+
 #[derive(Debug, Args)]
 pub(super) struct Flags {
     /// Name of the TokenCache

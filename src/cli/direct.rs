@@ -14,6 +14,7 @@ use crate::{
     api::TokenCache,
     client::{Error, Value},
     metrics::Metrics,
+    peers::PASSING,
     run::{Ran, Runner},
 };
 
@@ -27,7 +28,7 @@ pub(super) async fn beside(
     flags: runner::Flags,
     fetch: impl Future<Output = Result<Arc<Value>, Error>>,
 ) -> anyhow::Result<Result<Arc<Value>, Error>> {
-    let identity = flags.identity()?;
+    let identity = format!("{PASSING}{}", flags.identity()?);
     let runner = flags.runner(consumer.kube.clone(), identity, Metrics::default())?;
     let caches = Api::namespaced(consumer.kube.clone(), &consumer.namespace);
     let stop = CancellationToken::new();

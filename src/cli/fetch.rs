@@ -15,8 +15,9 @@ use super::{
 };
 use crate::{api, client::Value, time::rfc3339};
 
-/// Exit codes: 0 a value; 1 the run failed, said with its reason as soon as it has; 2 wrong usage; 3 no such
-/// TokenCache; 4 timeout.
+/// What scripts can rely on.
+pub(super) const EXIT_CODES: &str = "Exit codes:\n  0 a value; 1 the run failed, said with its reason as soon as it has; 2 wrong usage; 3 no such\n  TokenCache; 4 timeout";
+
 #[derive(Debug, Args)]
 pub(super) struct Flags {
     /// Name of the TokenCache

@@ -16,7 +16,7 @@ mod waiting;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use kube::{
     Config,
@@ -49,10 +49,13 @@ struct Cluster {
 enum Command {
     /// Run the controller
     Controller(Box<controller::Flags>),
+    #[command(after_help = fetch::EXIT_CODES)]
     /// Print the cached value, or ask for a new one where it is missing or has expired, and wait for it
     Fetch(Box<fetch::Flags>),
+    #[command(after_help = refresh::EXIT_CODES)]
     /// Ask for a new value, and wait for it
     Refresh(refresh::Flags),
+    #[command(after_help = clear::EXIT_CODES)]
     /// Delete the Secret: an Eager TokenCache is fetched anew at once, a Lazy one at the next request
     Clear(clear::Flags),
     /// List TokenCaches
@@ -147,8 +150,11 @@ impl Cluster {
                     .with_context(|| format!("the kubeconfig {} cannot be read", path.display()))?;
                 Config::from_custom_kubeconfig(file, &options).await.context("the kubeconfig cannot be used")?
             }
-            None if self.context.is_some() => Config::from_kubeconfig(&options).await.context(hint)?,
-            None => Config::infer().await.context(hint)?,
+            // Their texts repeat their causes.
+            None if self.context.is_some() => {
+                Config::from_kubeconfig(&options).await.map_err(|error| anyhow!("{hint} ({error})"))?
+            }
+            None => Config::infer().await.map_err(|error| anyhow!("{hint} ({error})"))?,
         };
         config.default_retry = false;
         Ok(config)

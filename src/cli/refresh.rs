@@ -16,8 +16,9 @@ use crate::{
     time::{parse_rfc3339, rfc3339},
 };
 
-/// Exit codes: 0 a new value is in the Secret; 1 the run failed, said with its reason; 2 wrong usage; 3 no such
-/// TokenCache; 4 timeout.
+/// What scripts can rely on.
+pub(super) const EXIT_CODES: &str = "Exit codes:\n  0 another value is in the Secret; 1 the run failed, said with its reason; 2 wrong usage; 3 no such\n  TokenCache; 4 timeout";
+
 #[derive(Debug, Args)]
 pub(super) struct Flags {
     /// Name of the TokenCache

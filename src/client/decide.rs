@@ -172,6 +172,8 @@ pub(super) fn conclude(
     }
     match (wish, valid) {
         (Wish::Refresh(Condition::Always), Some(value)) => Outcome::Give(value.clone()),
+        // Fetched within the very second that the condition names.
+        (Wish::Refresh(Condition::IfFetchedAt(_)), Some(value)) if is_new => Outcome::Give(value.clone()),
         // The run had written its value before it was asked for, and it is the very value that has failed.
         (Wish::Refresh(_), _) if again => Outcome::Again,
         (Wish::Refresh(_), Some(value)) => Outcome::Give(value.clone()),

@@ -109,6 +109,8 @@ fn the_end_of_a_run_gives_its_value_or_its_reason() {
     let long = Wish::Valid(TimeDelta::hours(2));
     let always = Wish::Refresh(Condition::Always);
     let still = Wish::Refresh(Condition::IfStill(stamp(&old)));
+    let fetched_at = Wish::Refresh(Condition::IfFetchedAt(at("12:00:00")));
+    let same_second = found("12:00:00", "13:30:00");
     for (wish, status, before, after, again, expected) in [
         (&valid, &good, None, &new, true, "Give"),
         (&valid, &bad, None, &Found::Absent, true, "Fail(Failed { reason: \"ServerError\", message: \"503\" }"),
@@ -127,6 +129,8 @@ fn the_end_of_a_run_gives_its_value_or_its_reason() {
         (&still, &good, Some(&old), &old, true, "Again"),
         (&still, &good, Some(&old), &old, false, "Give"),
         (&still, &bad, Some(&old), &old, true, "Fail(Failed"),
+        (&fetched_at, &good, Some(&old), &same_second, true, "Give"),
+        (&fetched_at, &good, Some(&old), &old, true, "Again"),
     ] {
         let asked = Asked { uid: Some("u".into()), runs: 4, before: before.map(stamp) };
         let cache = cache(json!({}), status.clone());

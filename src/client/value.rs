@@ -171,7 +171,7 @@ pub(super) mod tests {
                 }],
                 "annotations": {
                     ANNOTATION_FETCHED_AT: fetched_at, ANNOTATION_EXPIRES_AT: expires_at,
-                    ANNOTATION_DATA_HASH: format!("{fetched_at} {data}"),
+                    ANNOTATION_DATA_HASH: format!("{fetched_at} {expires_at} {data}"),
                 },
             },
             "data": data,

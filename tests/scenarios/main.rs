@@ -14,6 +14,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod client;
+mod client_cli;
+mod client_crowd;
+mod client_direct;
+mod client_examples;
+mod client_handle;
+mod client_roles;
 mod cost;
 mod drift;
 mod expiry;
