@@ -2,7 +2,13 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -35,11 +41,13 @@ pub async fn serve(
 ) -> std::io::Result<tokio::task::JoinHandle<()>> {
     let listener = TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
+    let ready = readiness.subscribe();
+    metrics.measure("controller_ready", "Whether this replica is at work", move || ready.borrow().is_none().into());
     let admin = Arc::new(Admin { readiness: readiness.subscribe(), metrics });
     let router = Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(|State(admin): State<Arc<Admin>>| async move { admin.metrics.text() }))
+        .route("/metrics", get(metrics_text))
         .with_state(admin);
     tracing::info!(%address, "admin server listening");
     Ok(tokio::spawn(async move {
@@ -48,6 +56,10 @@ pub async fn serve(
             tracing::error!(%error, "the admin server ended");
         }
     }))
+}
+
+async fn metrics_text(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], admin.metrics.text())
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {

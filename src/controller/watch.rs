@@ -21,6 +21,7 @@ use super::{
     tend::{Context, Peers, reconcile},
 };
 use crate::{
+    admin::Readiness,
     api::{
         TokenCache,
         names::{ANNOTATION_REFRESH_REQUESTED, LABEL_MANAGED, LABEL_SOURCE},
@@ -28,6 +29,7 @@ use crate::{
     fetch::{Reference, ReferenceKind, references},
     limits::Limits,
     lock::Locks,
+    metrics::Standing,
     notes::{Key, Notes},
     reason::Reason,
     references::{References, is_rotation},
@@ -48,6 +50,8 @@ pub(super) struct Start {
     /// All namespaces where none is named.
     pub(super) namespace: Option<String>,
     pub(super) require_source_label: bool,
+    /// Says why, where the first lists do not come.
+    pub(super) readiness: Readiness,
 }
 
 impl Start {
@@ -68,6 +72,10 @@ impl Start {
         let (caches_synced, secrets_synced) = (CancellationToken::new(), CancellationToken::new());
 
         let (caches, caches_writer) = reflector::store::<Guarded>();
+        let known = caches.clone();
+        self.runner.metrics.tell_of(move || {
+            known.state().iter().filter_map(|object| object.0.as_ref().ok()).map(Standing::of).collect()
+        });
         let watched_caches = {
             let books = Books {
                 known: caches.clone(),
@@ -81,7 +89,7 @@ impl Start {
                 .default_backoff()
                 .modify(slim)
                 .inspect_ok(move |event| books.keep(event))
-                .inspect_err(|error| log_watch("TokenCaches", error))
+                .inspect_err(log_watch("TokenCaches", &self.readiness))
                 .reflect(caches_writer)
                 .inspect_ok(tell_synced(&caches_synced))
                 .applied_objects()
@@ -97,7 +105,7 @@ impl Start {
                 .default_backoff()
                 .modify(|secret| secret.metadata.managed_fields = None)
                 .inspect_ok(move |event| secret_event(event, &notes))
-                .inspect_err(|error| log_watch("Secrets", error))
+                .inspect_err(log_watch("Secrets", &self.readiness))
                 .reflect(secrets_writer)
                 .inspect_ok(tell_synced(&secrets_synced))
                 .inspect_ok(move |event| {
@@ -116,16 +124,16 @@ impl Start {
         };
         let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), source.clone())
             .default_backoff()
-            .inspect_err(|error| log_watch("source Secrets", error))
+            .inspect_err(log_watch("source Secrets", &self.readiness))
             .applied_objects();
         let config_maps =
             kube::runtime::watcher(self.api::<PartialObjectMeta<ConfigMap>>(), watcher::Config::default())
                 .default_backoff()
-                .inspect_err(|error| log_watch("ConfigMaps", error))
+                .inspect_err(log_watch("ConfigMaps", &self.readiness))
                 .applied_objects();
         let accounts = kube::runtime::watcher(self.api::<PartialObjectMeta<ServiceAccount>>(), source)
             .default_backoff()
-            .inspect_err(|error| log_watch("source ServiceAccounts", error))
+            .inspect_err(log_watch("source ServiceAccounts", &self.readiness))
             .applied_objects();
         let unblocked = stream::select_all([
             changed(source_secrets, ReferenceKind::Secret).boxed(),
@@ -322,6 +330,17 @@ pub(super) fn waits_for_source(reason: &str) -> bool {
     .any(|known| known.as_str() == reason)
 }
 
-fn log_watch(what: &str, error: &watcher::Error) {
-    tracing::warn!(%error, "the watch of {what} broke; it is taken up again");
+/// Logs what breaks a watch; a controller that is not ready yet tells its probe as well.
+fn log_watch(what: &'static str, readiness: &Readiness) -> impl FnMut(&watcher::Error) + use<> {
+    let readiness = readiness.clone();
+    move |error| {
+        tracing::warn!(%error, "the watch of {what} broke; it is taken up again");
+        readiness.send_if_modified(|waiting| match waiting {
+            Some(waiting) => {
+                *waiting = format!("{what} cannot be watched: {error}");
+                true
+            }
+            None => false,
+        });
+    }
 }

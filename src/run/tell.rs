@@ -68,7 +68,7 @@ impl Runner {
         };
         let source = seen.cache.spec.fetch.source().map_or("none", Source::name);
         self.metrics.fetched(source, result.as_ref().map(|_| ()).map_err(|failure| failure.reason), took);
-        log(key, source, why, &result, took);
+        log(key, source, why, &result, took, seen.lifetime());
         let wanted = |cache: &TokenCache| {
             // Of two runs that both ended, the one that lost its Lease is the older.
             let runs = cache.status.as_ref().map_or(0, |status| status.runs);
@@ -116,7 +116,16 @@ impl Runner {
         metadata: Option<&ObjectMeta>,
         failure: &Failure,
     ) -> Result<(), RunError> {
-        tracing::warn!(namespace = key.0, name = key.1, reason = %failure.reason, error = failure.message, "refused");
+        let source = cache.spec.fetch.source().map_or("none", Source::name);
+        tracing::warn!(
+            namespace = key.0,
+            name = key.1,
+            source,
+            outcome = "refused",
+            reason = %failure.reason,
+            error = failure.message,
+            "refused"
+        );
         let now = self.clock.now();
         let note = checked(&self.notes, key, cache);
         let runs = cache.status.as_ref().map_or(0, |status| status.runs);
@@ -155,15 +164,28 @@ impl Runner {
     }
 }
 
-fn log(key: &Key, source: &str, why: &Why, result: &Result<(String, Lifetime), Failure>, took: Duration) {
-    let (namespace, name, took_ms) = (&key.0, &key.1, took.as_millis());
+/// One line for each run. `before` is the lifetime of the value that a failure leaves in place.
+fn log(
+    (namespace, name): &Key,
+    source: &str,
+    why: &Why,
+    result: &Result<(String, Lifetime), Failure>,
+    took: Duration,
+    before: Option<Lifetime>,
+) {
+    let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let until = |lifetime: Lifetime| lifetime.expires_at.whole_seconds().to_string();
     match result {
         Ok((_, lifetime)) => {
-            let expires_at = lifetime.expires_at.whole_seconds();
-            tracing::info!(namespace, name, source, %why, took_ms, %expires_at, "fetched");
+            let expires_at = until(*lifetime);
+            tracing::info!(namespace, name, source, %why, outcome = "success", took_ms, expires_at, "fetched");
         }
         Err(Failure { reason, message, .. }) => {
-            tracing::warn!(namespace, name, source, %why, took_ms, %reason, error = message, "fetch failed");
+            let expires_at = before.map(until);
+            tracing::warn!(
+                namespace, name, source, %why, outcome = "failure", took_ms, expires_at, %reason, error = message,
+                "fetch failed"
+            );
         }
     }
 }

@@ -4,6 +4,7 @@ mod cluster;
 mod controller;
 mod flaky;
 pub mod github;
+pub mod image;
 mod leaks;
 pub mod manifests;
 mod metrics;

@@ -42,7 +42,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "tokencache.rules" -}}
 rules:
 {{ .Files.Get "files/rules.yaml" | trim | indent 2 }}
-{{- if .Values.rbac.jobs }}
+{{- if .Values.features.jobs }}
 {{ .Files.Get "files/rules-jobs.yaml" | trim | indent 2 }}
+{{- end }}
+{{- if .Values.features.serviceAccountTokens }}
+{{ .Files.Get "files/rules-service-account-tokens.yaml" | trim | indent 2 }}
+{{- end }}
+{{- if .Values.features.restarts }}
+{{ .Files.Get "files/rules-restarts.yaml" | trim | indent 2 }}
 {{- end }}
 {{- end -}}

@@ -7,6 +7,7 @@ mod answers;
 mod connections;
 mod github_app;
 mod grants;
+mod http;
 mod rotation;
 
 use std::{
@@ -16,13 +17,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use ::http::{HeaderMap, Response, header};
 use axum::{
     Router,
     body::{Body, to_bytes},
     extract::Request,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use http::{HeaderMap, Response, header};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
@@ -32,6 +33,7 @@ use crate::{api::TokenCache, reason::Reason, time::Clock};
 /// What a server saw of a request.
 #[derive(Clone, Debug)]
 struct Seen {
+    method: String,
     target: String,
     headers: HeaderMap,
     body: String,
@@ -62,7 +64,8 @@ impl Server {
         Router::new().fallback(async move |request: Request| {
             let (parts, body) = request.into_parts();
             let body = String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap();
-            let one = Seen { target: parts.uri.to_string(), headers: parts.headers, body };
+            let one =
+                Seen { method: parts.method.to_string(), target: parts.uri.to_string(), headers: parts.headers, body };
             seen.lock().unwrap().push(one.clone());
             respond(&one)
         })
@@ -124,7 +127,7 @@ impl Objects {
 
     fn client(&self) -> kube::Client {
         let objects = self.clone();
-        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let service = tower::service_fn(move |request: ::http::Request<kube::client::Body>| {
             let objects = objects.clone();
             async move {
                 let (parts, body) = request.into_parts();
@@ -138,13 +141,13 @@ impl Objects {
     }
 
     /// GET, and the JSON patches (RFC 6902) that tokencache sends: `test` and `replace` of one key.
-    fn answer(&self, request: &http::request::Parts, body: &[u8]) -> (u16, Value) {
+    fn answer(&self, request: &::http::request::Parts, body: &[u8]) -> (u16, Value) {
         let failure = |code: u16, reason: &str| {
             (code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason}))
         };
         let mut objects = self.0.lock().unwrap();
         let Some(found) = objects.get_mut(request.uri.path()) else { return failure(404, "NotFound") };
-        if request.method == http::Method::PATCH {
+        if request.method == ::http::Method::PATCH {
             let patch: Value = serde_json::from_slice(body).unwrap();
             let value = found.pointer_mut(patch[0]["path"].as_str().unwrap());
             let Some(value) = value.filter(|value| **value == patch[0]["value"]) else {

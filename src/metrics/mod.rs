@@ -1,14 +1,20 @@
-//! What is counted. No label is unbounded: none names an object, a host or a message.
+//! What is counted. No label is unbounded: none names a host or a message, and objects are named only by gauges that
+//! go with them.
+
+mod gauges;
 
 use std::time::Duration;
 
 use kube::client::Body;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 
+pub use gauges::Standing;
+
+use self::gauges::Gauges;
 use crate::reason::Reason;
 
 /// The metrics of a process. Cloning shares them.
@@ -19,6 +25,7 @@ pub struct Metrics {
     durations: Family<Source, Histogram, fn() -> Histogram>,
     acquisitions: Family<Acquisition, Counter>,
     requests: Family<Request, Counter>,
+    gauges: Gauges,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -57,7 +64,10 @@ impl Default for Metrics {
         registry.register("lock_acquisitions", "Attempts to take a Lease", acquisitions.clone());
         let requests = Family::default();
         registry.register("api_requests", "Requests sent to the Kubernetes API server", requests.clone());
-        Self { registry: registry.into(), fetches, durations, acquisitions, requests }
+        registry.register("build", "The version of this program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        let gauges = Gauges::default();
+        registry.register_collector(Box::new(gauges.clone()));
+        Self { registry: registry.into(), fetches, durations, acquisitions, requests, gauges }
     }
 }
 
@@ -94,6 +104,16 @@ impl Metrics {
         self.requests.get_or_create(&Request { verb, resource }).inc();
     }
 
+    /// From now on, each scrape asks this for TokenCaches that are looked after.
+    pub fn tell_of(&self, objects: impl Fn() -> Vec<Standing> + Send + Sync + 'static) {
+        self.gauges.add_objects(Box::new(objects));
+    }
+
+    /// From now on, each scrape asks for this value, under `tokencache_` and this name.
+    pub fn measure(&self, name: &'static str, help: &'static str, value: impl Fn() -> i64 + Send + Sync + 'static) {
+        self.gauges.add_value(name, help, Box::new(value));
+    }
+
     /// All metrics in the OpenMetrics text format.
     #[must_use]
     pub fn text(&self) -> String {
@@ -128,6 +148,41 @@ fn resource(path: &str) -> (&'static str, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::samples;
+
+    #[test]
+    fn a_token_cache_is_told_of_while_it_is_there_and_no_longer() {
+        let metrics = Metrics::default();
+        let known = std::sync::Arc::new(std::sync::Mutex::new(vec![]));
+        let told = known.clone();
+        metrics.tell_of(move || told.lock().unwrap().iter().map(Standing::of).collect());
+        metrics.measure("queue_depth", "Runs that wait", || 3);
+        assert!(!metrics.text().contains("namespace="), "{}", metrics.text());
+
+        let status = serde_json::json!({
+            "runs": 1, "failures": 2, "expiresAt": "2026-01-02T03:04:05Z", "refreshAt": "2026-01-02T03:00:00Z",
+            "conditions": [{
+                "type": "Ready", "status": "True", "reason": "Fetched", "message": "",
+                "lastTransitionTime": "2026-01-02T03:00:00Z",
+            }],
+        });
+        known.lock().unwrap().push(samples::cache(serde_json::json!({}), status));
+        let text = metrics.text();
+        let object = r#"{namespace="ns",name="a"}"#;
+        for line in [
+            format!("tokencache_ready{object} 1"),
+            format!("tokencache_failures{object} 2"),
+            format!("tokencache_expiration_timestamp_seconds{object} 1767323045"),
+            format!("tokencache_refresh_timestamp_seconds{object} 1767322800"),
+            r#"tokencache_info{namespace="ns",name="a",source="oauth2",policy="Eager",suspended="false"} 1"#.to_owned(),
+            "tokencache_queue_depth 3".to_owned(),
+            format!("tokencache_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        known.lock().unwrap().clear();
+        assert!(!metrics.text().contains("namespace="), "{}", metrics.text());
+    }
 
     #[test]
     fn a_path_names_its_resource() {

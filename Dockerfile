@@ -1,0 +1,25 @@
+# The image of tokencache: the binary, the libraries that it needs, a CA bundle and a user; no shell.
+#
+#   docker buildx build --platform linux/amd64,linux/arm64 --tag tokencache:0.1.0 .
+#
+# It is reproducible: the same sources and base image give the same files with the same times. Each platform is built
+# on itself (by an emulator where the builder is another one).
+FROM rust:1.95-slim-bookworm AS build
+# The same CA bundle for all who build on the same base; the TLS library is written partly in C.
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev && \
+    rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY Cargo.toml Cargo.lock ./
+COPY src src
+# Paths of the builder do not get into the binary.
+ENV CARGO_INCREMENTAL=0 RUSTFLAGS="--remap-path-prefix=/src=. --remap-path-prefix=/usr/local/cargo=cargo"
+RUN cargo build --release --locked --bin tokencache
+COPY hack/image.sh hack/image.sh
+RUN hack/image.sh root /image --bin target/release/tokencache
+
+FROM scratch
+COPY --from=build /image/ /
+ENV PATH=/bin
+# By its number, so that Kubernetes can see that it is not root.
+USER 65532
+ENTRYPOINT ["/bin/tokencache"]
