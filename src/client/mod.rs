@@ -118,7 +118,7 @@ impl Client {
     /// # Errors
     /// [`Error::Failed`] as soon as the run has failed, with its reason, and the other kinds of [`Error`].
     pub async fn fetch(&self, name: &str) -> Result<Arc<Value>, Error> {
-        self.obtain(name, Wish::valid()).await
+        Box::pin(self.obtain(name, Wish::valid())).await
     }
 
     /// As [`fetch`](Self::fetch), but a value with less than this left is replaced by a new one.
@@ -126,7 +126,7 @@ impl Client {
     /// # Errors
     /// As `fetch`, and [`Error::NearlyExpired`] where even a new value has less left.
     pub async fn fetch_with_remaining(&self, name: &str, remaining: Duration) -> Result<Arc<Value>, Error> {
-        self.obtain(name, Wish::Valid(TimeDelta::from_std(remaining).unwrap_or(TimeDelta::MAX))).await
+        Box::pin(self.obtain(name, Wish::Valid(TimeDelta::from_std(remaining).unwrap_or(TimeDelta::MAX)))).await
     }
 
     /// As [`fetch`](Self::fetch), but only the bytes under the key `token`, or under the only key.
@@ -145,7 +145,7 @@ impl Client {
     /// # Errors
     /// As [`fetch`](Self::fetch). The old value stays in the Secret.
     pub async fn refresh(&self, name: &str, condition: Condition) -> Result<Arc<Value>, Error> {
-        self.obtain(name, Wish::Refresh(condition)).await
+        Box::pin(self.obtain(name, Wish::Refresh(condition))).await
     }
 
     /// A handle on a value that is kept fresh in the background. All handles of this client on the same name share one

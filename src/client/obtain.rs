@@ -15,11 +15,14 @@ use super::{
 };
 use crate::{api::names::FIELD_MANAGER, sealed::SealedSecret, time::rfc3339};
 
+/// A question that one asks for all who wait for its answer.
+type Question = Weak<Turn<Result<Asking, Error>>>;
+
 /// What those share who want the same TokenCache's value at the same time.
 #[derive(Default)]
 pub(super) struct Shared {
     read: Turn<Result<Found, Error>>,
-    asks: Mutex<Vec<(Wish, Weak<Turn<Result<Asking, Error>>>)>>,
+    asks: Mutex<Vec<(Wish, Question)>>,
     follow: Mutex<Weak<Follow>>,
 }
 

@@ -17,6 +17,9 @@ mod support;
 
 mod agent;
 mod endings;
+mod examples;
 mod failures;
+mod losses;
 mod node;
+mod rights;
 mod values;

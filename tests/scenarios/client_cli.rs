@@ -249,7 +249,7 @@ fn a_request_of_the_command_is_one_that_the_status_shows_until_it_is_answered() 
         scene.cache("a", lazy()).await;
         scene.ns.await_ready("a", false, "Cleared").await;
         scene.controller.stop();
-        let ended = run(&scene.ns, &["fetch", "a", "--timeout", "500ms"]).await;
+        let ended = run(&scene.ns, &["fetch", "a", "--timeout", "5s"]).await;
         assert_eq!(ended.code, 4, "{ended:?}");
         assert!(ended.stderr.contains("is a controller running"), "{}", ended.stderr);
         let cache: TokenCache = scene.ns.get("a").await;

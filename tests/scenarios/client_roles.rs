@@ -7,7 +7,10 @@ use kube::{
     Client as KubeClient, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tokencache::client::{Client, Error};
+use tokencache::{
+    api::TokenCache,
+    client::{Client, Error},
+};
 
 use super::client::lazy;
 use crate::support::{
@@ -66,6 +69,14 @@ impl Stage {
         Client::new(self.scene.ns.client().clone(), &self.scene.ns.name)
     }
 
+    /// Fills or clears the cache, once the run that somebody was refused to wait for has ended.
+    async fn set(&self, filled: bool) {
+        let answered = |cache: &TokenCache| cache.seen().refresh_requested.is_none();
+        self.scene.ns.await_cache(NAME, "no request is open", answered).await;
+        if filled { self.admin().fetch(NAME).await.map(drop) } else { self.admin().clear(NAME).await.map(drop) }
+            .expect("the stage is set");
+    }
+
     async fn run(&self, account: &Account, arguments: &[&str]) -> Ended {
         tokencache(account.kubeconfig(), &self.scene.ns.name, arguments).await
     }
@@ -74,8 +85,7 @@ impl Stage {
     async fn prove(&mut self, role: &str, filled: bool, arguments: &[&str]) {
         let whole = rules(role);
         for (missing, rules) in std::iter::once((String::new(), whole.clone())).chain(less(&whole)) {
-            if filled { self.admin().fetch(NAME).await.map(drop) } else { self.admin().clear(NAME).await.map(drop) }
-                .expect("the stage is set");
+            self.set(filled).await;
             let account = self.account(rules).await;
             let ended = self.run(&account, arguments).await;
             if missing.is_empty() {
@@ -144,7 +154,7 @@ fn watch_is_the_smallest_for_a_handle() {
         let mut stage = Stage::new().await;
         let whole = rules("watch");
         for (missing, rules) in std::iter::once((String::new(), whole.clone())).chain(less(&whole)) {
-            stage.admin().clear(NAME).await.expect("cleared");
+            stage.set(false).await;
             let account = stage.account(rules).await;
             let handle = Client::new(as_account(&account).await, &stage.scene.ns.name).watch(NAME);
             let (mut ready, mut refused) = (false, false);
@@ -164,7 +174,7 @@ fn watch_is_the_smallest_for_a_handle() {
 fn a_direct_fetch_needs_the_controllers_rights_in_that_namespace() {
     scenario(async {
         let (ns, server) = Scene::stage(crate::support::server::Options::default()).await;
-        let cache = ns.create::<tokencache::api::TokenCache>(token_cache(NAME, &server, lazy())).await;
+        let cache = ns.create::<TokenCache>(token_cache(NAME, &server, lazy())).await;
         assert_eq!(cache.seen().runs, 0);
         let arguments = ["fetch", NAME, "--direct", "--allow-cidr", "127.0.0.0/8"];
         let account = Account::named(ns.client(), &ns.name, "whole", chart_rules()).await;

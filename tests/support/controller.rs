@@ -88,11 +88,13 @@ pub struct Launch<'a> {
     pub log: &'a str,
     /// Further arguments.
     pub arguments: &'a [&'a str],
+    /// Instead of the one of the namespace's service account.
+    pub kubeconfig: Option<&'a str>,
 }
 
 impl Default for Launch<'_> {
     fn default() -> Self {
-        Self { loopback: true, log: "info,tokencache=trace", arguments: &[] }
+        Self { loopback: true, log: "info,tokencache=trace", arguments: &[], kubeconfig: None }
     }
 }
 
@@ -113,7 +115,11 @@ impl Controller {
     pub async fn spawn(namespace: &Namespace, launch: Launch<'_>) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let identity = format!("controller-{}", STARTED.fetch_add(1, Ordering::Relaxed));
-        let mut command = command(namespace.account().await.kubeconfig(), launch.log);
+        let kubeconfig = match launch.kubeconfig {
+            Some(kubeconfig) => kubeconfig,
+            None => namespace.account().await.kubeconfig(),
+        };
+        let mut command = command(kubeconfig, launch.log);
         command.args(["controller", "--namespace", &namespace.name, "--admin-address", "127.0.0.1:0"]);
         command.args(["--log-format", "json", "--identity", &identity]);
         command.args(launch.loopback.then_some(LOOPBACK).into_iter().flatten()).args(launch.arguments);
@@ -141,6 +147,11 @@ impl Controller {
             let answer = self.ask("/readyz").await;
             panic!("not ready within {DEADLINE:?}, but {answer:?}:\n{}", self.log());
         }
+    }
+
+    /// Address of its admin server.
+    pub fn admin(&self) -> &str {
+        &self.admin
     }
 
     /// Status and text of a path of its admin server.
