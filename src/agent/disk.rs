@@ -149,17 +149,13 @@ fn set_folder_mode(folder: &Path, mode: Mode) -> Result<(), Error> {
     fs::set_permissions(folder, Permissions::from_mode(mode.of_folders() | group)).at(folder)
 }
 
-/// A folder for the value that nobody else has. Others may not look into it before it is done.
+/// A folder for the value, which others may not look into before it is done. Its name comes never again: who reads by an
+/// old name finds the old value or none.
 fn make_fresh(folder: &Path, value: &Value) -> Result<PathBuf, Error> {
     let fetched = value.fetched_at().format("%Y%m%dT%H%M%SZ");
-    for number in 0_u32.. {
-        let fresh = folder.join(format!("..{fetched}.{number}"));
-        match DirBuilder::new().mode(0o700).create(&fresh) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            made => return made.at(&fresh).map(|()| fresh),
-        }
-    }
-    Err(Error::InTheWay(folder.to_owned()))
+    let fresh = folder.join(format!("..{fetched}.{:016x}", rand::random::<u64>()));
+    DirBuilder::new().mode(0o700).create(&fresh).at(&fresh)?;
+    Ok(fresh)
 }
 
 fn fill(folder: &Path, fresh: &Path, value: &Value, mode: Mode) -> Result<(), Error> {

@@ -141,7 +141,7 @@ fn process(text: &str, own: i32) -> Result<Pid, &'static str> {
         return Err("names the agent itself, or nobody's process: the pod needs shareProcessNamespace: true");
     }
     // Zero and below are groups of processes.
-    Pid::from_raw(number).filter(|_| number > 0).ok_or("holds no number of a process")
+    Some(number).filter(|number| *number > 0).and_then(Pid::from_raw).ok_or("holds no number of a process")
 }
 
 /// A signal that programs reload at.
