@@ -98,7 +98,8 @@ impl Keeper {
             }
             report.reason = reason.clone();
         });
-        if !changed && !(valid.is_none() && memory.written.is_some()) {
+        let has_expired = valid.is_none() && memory.written.is_some();
+        if !changed && !has_expired {
             return;
         }
         match (valid, reason) {
