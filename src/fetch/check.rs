@@ -168,6 +168,27 @@ mod tests {
     }
 
     #[test]
+    fn what_the_pages_show_is_right() {
+        let pages = [
+            (include_str!("../../docs/sources/http.md"), 5),
+            (include_str!("../../docs/sources/service-account-token.md"), 1),
+        ];
+        for (page, number) in pages {
+            let blocks: Vec<_> = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+            assert_eq!(blocks.len(), number);
+            for block in blocks {
+                let mut cache: Value = serde_saphyr::from_str(block).expect(block);
+                cache["metadata"] = json!({"name": "a"});
+                cache["apiVersion"] = "tokencache.dev/v1alpha1".into();
+                cache["kind"] = "TokenCache".into();
+                let cache: crate::api::TokenCache = serde_json::from_value(cache).expect(block);
+                assert_eq!(crate::api::validate(&cache), Ok(()), "{block}");
+                assert_eq!(check(&cache.spec), Ok(()), "{block}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_wrong_with_a_request_is_told_by_its_field() {
         let header = |value: &str| json!({"headers": [{"name": "X-A", "value": value}]});
         for (change, field, words) in [

@@ -261,7 +261,8 @@ async fn play(scene: &Scene, story: Story) {
         }
         Job => {
             let template = json!({"spec": {
-                "nodeSelector": {"no": "node"},
+                // So that no scheduler has a word to say.
+                "nodeName": "none",
                 "containers": [{"name": "fetch", "image": "tokencache.test/none:1"}],
             }});
             create(json!({"fetch": {"timeout": "3s", "oauth2": null, "job": {"template": template}}})).await;
