@@ -19,6 +19,8 @@ export TOKENCACHE_LONG=${TOKENCACHE_LONG:-1}
 code=0
 runner=()
 (($# > 0)) || cargo_test --lib --bins --examples || code=$?
+# So that no scenario waits for npm.
+hack/oidc-provider.sh >/dev/null
 # Compiled before the cluster is there: a compiler next to it would take its processors.
 cargo test --locked --no-run --test scenarios --test node --test chart
 # Only root can install it; without it, what needs it says that it is skipped.

@@ -10,6 +10,7 @@ pub mod oauth2;
 pub mod service_account_token;
 mod spec;
 mod status;
+#[cfg(feature = "controller")]
 mod validate;
 
 pub use duration::{Duration, InvalidDuration};
@@ -19,4 +20,5 @@ pub use spec::{
     Target, TokenCache, TokenCacheSpec, WorkloadKind,
 };
 pub use status::{LastFailure, TokenCacheStatus};
+#[cfg(feature = "controller")]
 pub use validate::{Invalid, crd, validate};

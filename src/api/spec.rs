@@ -122,6 +122,7 @@ impl RolloutRestart {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("[has(self.oauth2), has(self.http), has(self.githubApp), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, http, githubApp, serviceAccountToken or job"))]
 #[serde(rename_all = "camelCase")]
+// Boxed: a controller keeps many thousands of specs, each with one source.
 pub struct Fetch {
     /// One attempt's limit, at most 10m. Default 30s; for job 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,23 +131,23 @@ pub struct Fetch {
 
     /// An OAuth 2.0 token endpoint (RFC 6749).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oauth2: Option<OAuth2>,
+    pub oauth2: Option<Box<OAuth2>>,
 
     /// Any API that gives a credential for an HTTP request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http: Option<Http>,
+    pub http: Option<Box<Http>>,
 
     /// A token of a service account, by the TokenRequest API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub service_account_token: Option<ServiceAccountToken>,
+    pub service_account_token: Option<Box<ServiceAccountToken>>,
 
     /// An installation token of a GitHub App.
     #[serde(default, rename = "githubApp", skip_serializing_if = "Option::is_none")]
-    pub github_app: Option<GitHubApp>,
+    pub github_app: Option<Box<GitHubApp>>,
 
     /// A container of yours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job: Option<Job>,
+    pub job: Option<Box<Job>>,
 }
 
 /// The one source that a `fetch` names.
@@ -182,11 +183,11 @@ impl Fetch {
     /// The source; `None` when none is named, which validation refuses.
     #[must_use]
     pub fn source(&self) -> Option<Source<'_>> {
-        let oauth2 = self.oauth2.as_ref().map(Source::OAuth2);
-        let service_account_token = self.service_account_token.as_ref().map(Source::ServiceAccountToken);
-        let github_app = self.github_app.as_ref().map(Source::GitHubApp);
-        let http = self.http.as_ref().map(Source::Http);
-        oauth2.or(http).or(github_app).or(service_account_token).or(self.job.as_ref().map(Source::Job))
+        let oauth2 = self.oauth2.as_deref().map(Source::OAuth2);
+        let service_account_token = self.service_account_token.as_deref().map(Source::ServiceAccountToken);
+        let github_app = self.github_app.as_deref().map(Source::GitHubApp);
+        let http = self.http.as_deref().map(Source::Http);
+        oauth2.or(http).or(github_app).or(service_account_token).or(self.job.as_deref().map(Source::Job))
     }
 
     /// One attempt's limit.

@@ -168,6 +168,27 @@ mod tests {
     }
 
     #[test]
+    fn what_the_pages_show_is_right() {
+        let pages = [
+            (include_str!("../../docs/sources/http.md"), 5),
+            (include_str!("../../docs/sources/service-account-token.md"), 1),
+        ];
+        for (page, number) in pages {
+            let blocks: Vec<_> = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+            assert_eq!(blocks.len(), number);
+            for block in blocks {
+                let mut cache: Value = serde_saphyr::from_str(block).expect(block);
+                cache["metadata"] = json!({"name": "a"});
+                cache["apiVersion"] = "tokencache.dev/v1alpha1".into();
+                cache["kind"] = "TokenCache".into();
+                let cache: crate::api::TokenCache = serde_json::from_value(cache).expect(block);
+                assert_eq!(crate::api::validate(&cache), Ok(()), "{block}");
+                assert_eq!(check(&cache.spec), Ok(()), "{block}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_wrong_with_a_request_is_told_by_its_field() {
         let header = |value: &str| json!({"headers": [{"name": "X-A", "value": value}]});
         for (change, field, words) in [
@@ -246,5 +267,46 @@ mod tests {
             let invalid = check(&spec(target.clone(), tls)).expect_err(&target.to_string());
             assert!(invalid.field.starts_with(field), "{invalid}");
         }
+    }
+
+    /// The manifests of a text: documents in YAML, and blocks of it in Markdown.
+    fn manifests(text: &str, markdown: bool) -> Vec<Value> {
+        let blocks: Vec<&str> = if markdown {
+            let blocks = text.split("```yaml\n").skip(1);
+            blocks
+                .filter_map(|block| block.split("```").next())
+                .filter(|block| block.starts_with("apiVersion"))
+                .collect()
+        } else {
+            text.split("\n---\n").collect()
+        };
+        blocks.iter().filter_map(|block| serde_saphyr::from_str::<Option<Value>>(block).expect(block)).collect()
+    }
+
+    #[test]
+    fn every_token_cache_in_the_examples_and_the_documentation_is_right() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut checked = 0;
+        for folder in ["examples", "docs", "docs/sources"] {
+            for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+                let file = entry.unwrap().path();
+                let markdown = match file.extension().and_then(|extension| extension.to_str()) {
+                    Some("md") => true,
+                    Some("yaml") => false,
+                    _ => continue,
+                };
+                let text = std::fs::read_to_string(&file).unwrap();
+                for manifest in manifests(&text, markdown).into_iter().filter(|found| found["kind"] == "TokenCache") {
+                    let name = format!("{}: {}", file.display(), manifest["metadata"]["name"]);
+                    let cache: crate::api::TokenCache = serde_json::from_value(manifest.clone()).expect(&name);
+                    // A field that is unknown, and so ignored, would be missing here.
+                    assert_eq!(serde_json::to_value(&cache.spec).unwrap(), manifest["spec"], "{name}");
+                    assert_eq!(crate::api::validate(&cache), Ok(()), "{name}");
+                    assert_eq!(check(&cache.spec), Ok(()), "{name}");
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked >= 14, "{checked}");
     }
 }

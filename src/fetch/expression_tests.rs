@@ -304,7 +304,7 @@ fn grammar() -> impl Strategy<Value = String> {
         "duration('2562047h')",
         "x",
     ]);
-    leaf.prop_map(str::to_owned).prop_recursive(12, 300, 4, |inner| {
+    leaf.prop_map(str::to_owned).prop_recursive(6, 40, 3, |inner| {
         let one = inner.clone();
         let unary = proptest::sample::select(vec![
             "base64.encode(bytes(@))",
@@ -378,18 +378,22 @@ fn no_expression_brings_it_down_or_tells_the_value() {
     let start = std::time::Instant::now();
     let mut runner = proptest::test_runner::TestRunner::default();
     let strategy = grammar().boxed().prop_union(words().boxed());
-    let mut worked = 0;
-    while start.elapsed() < length {
+    let (mut cases, mut ran) = (0, 0);
+    while start.elapsed() < length || cases < 100 {
+        cases += 1;
         let text = strategy.new_tree(&mut runner).unwrap().current();
         match give_bytes(&text, &fetched()) {
             Ok(given) => {
                 assert!(given <= MAX_OUTPUT, "{text}");
-                worked += 1;
+                ran += 1;
             }
-            Err(failure) => assert!(!failure.message.contains("hunter2"), "{text}: {failure}"),
+            Err(failure) => {
+                assert!(!failure.message.contains("hunter2"), "{text}: {failure}");
+                ran += u32::from(failure.reason == Reason::InvalidResponse);
+            }
         }
     }
-    assert!(worked > 0, "some are right");
+    assert!(ran > 0, "none of {cases} compiled");
 }
 
 proptest! {

@@ -58,6 +58,8 @@ const clients = [
   client('self-signed', 'self_signed_tls_client_auth', {
     jwks: { keys: [{ ...certificate.publicKey.export({ format: 'jwk' }), x5c: [certificate.raw.toString('base64')] }] },
   }),
+  // Those of examples/.
+  { ...signing('p256', 'ES256'), client_id: 'billing' }, client('reports', 'none'), client('deployer', 'none'),
   client('public', 'none'), client('rotating', 'none'), client('keeping', 'client_secret_basic', secret),
 ];
 
@@ -138,15 +140,15 @@ provider.registerGrantType(TOKEN_EXCHANGE, async (ctx) => {
   ctx.body.issued_token_type = 'urn:ietf:params:oauth:token-type:access_token';
 }, ['subject_token', 'subject_token_type', 'actor_token', 'actor_token_type', 'requested_token_type', 'audience']);
 
-// What became of refresh tokens, by client: the newest one, how many there were, and how often one was refused.
+// What became of refresh tokens, by client: the newest one, when it was made, how many there were, and how often one was refused.
 const states = new Map();
 const stateOf = (id) => {
-  if (!states.has(id)) states.set(id, { newest: '', issued: 0, refused: 0, inside: 0 });
+  if (!states.has(id)) states.set(id, { newest: '', at: 0, issued: 0, refused: 0 });
   return states.get(id);
 };
 provider.on('refresh_token.saved', (token) => {
   const state = stateOf(token.clientId);
-  if (!token.consumed) Object.assign(state, { newest: token.jti, issued: state.issued + 1 });
+  if (!token.consumed) Object.assign(state, { newest: token.jti, at: Date.now(), issued: state.issued + 1 });
 });
 provider.on('grant.error', (ctx) => { if (ctx.oidc?.client) stateOf(ctx.oidc.client.clientId).refused += 1; });
 

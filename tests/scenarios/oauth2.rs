@@ -226,7 +226,12 @@ fn wrong_input_of_every_grant_and_client_authentication_is_told_so_that_a_strang
                 "InvalidSpec",
                 vec!["key tls.crt", "certificate that expired at 2021-01-01T00:00:00Z"],
             ),
-            ("stranger", certificate("tls", "cert-stranger"), "Rejected", vec!["invalid_client"]),
+            (
+                "stranger",
+                certificate("tls", "cert-stranger"),
+                "Rejected",
+                vec!["invalid_client", "for CN=somebody-else"],
+            ),
             ("not-its-own", certificate("self-signed", "cert-tls"), "Rejected", vec!["invalid_client"]),
             ("no-certificate", certificate("tls", "absent"), "SourceNotFound", vec!["absent does not exist"]),
             ("not-a-pair", certificate("tls", "client"), "SourceNotFound", vec!["has no key tls.crt"]),
@@ -319,5 +324,39 @@ fn a_void_refresh_token_is_not_tried_again_until_somebody_signed_in() {
         let cache = stage.ns.await_ready("a", true, "Fetched").await;
         assert_eq!(cache.stalled(), None);
         assert_eq!(stage.provider.family("rotating").await.refused, 1);
+    });
+}
+
+#[test]
+fn the_examples_work_as_they_stand_with_a_server_and_a_key_of_ones_own() {
+    scenario(async {
+        let stage = Stage::new().await;
+        let key = json!({"key.pem": include_str!("../keys/p256.pem")});
+        stage.ns.create::<Secret>(opened("billing-key", key)).await;
+        for (file, token) in [
+            ("oauth2-refresh-token", stage.provider.sign_in("reports").await),
+            ("oauth2-private-key", String::new()),
+            ("oauth2-token-exchange", String::new()),
+        ] {
+            let path = format!("{}/examples/{file}.yaml", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(path).expect("an example");
+            let text = text.replace("https://id.example.com", &stage.provider.issuer).replace("replace-me", &token);
+            for document in text.split("\n---\n") {
+                let Some(mut manifest) = serde_saphyr::from_str::<Option<Value>>(document).expect("YAML") else {
+                    continue;
+                };
+                match manifest["kind"].as_str() {
+                    Some("Secret") => drop(stage.ns.create::<Secret>(manifest).await),
+                    Some("ServiceAccount") => drop(stage.ns.create::<ServiceAccount>(manifest).await),
+                    _ => {
+                        let trusted = stage.provider.cache("a", json!({}))["spec"]["fetch"]["oauth2"]["tls"].clone();
+                        manifest["spec"]["fetch"]["oauth2"]["tls"] = trusted;
+                        let name = manifest["metadata"]["name"].as_str().expect("a name").to_owned();
+                        stage.ns.create::<TokenCache>(manifest).await;
+                        stage.ns.await_ready(&name, true, "Fetched").await;
+                    }
+                }
+            }
+        }
     });
 }

@@ -39,6 +39,8 @@ pub struct OidcProvider {
 pub struct Family {
     /// The newest one.
     pub newest: String,
+    /// When that was issued, in milliseconds of Unix time.
+    pub at: u64,
     /// How many were issued.
     pub issued: u64,
     /// How many requests of the client were refused.
@@ -123,6 +125,7 @@ impl OidcProvider {
         let number = |name: &str| state[name].as_u64().expect("a number");
         Family {
             newest: state["newest"].as_str().expect("a token").to_owned(),
+            at: number("at"),
             issued: number("issued"),
             refused: number("refused"),
             inside: number("inside"),

@@ -23,7 +23,7 @@ use crate::{
     fetch::{Attempt, Failure, Phase, redact::Redactor},
     observe::{ApiError, limited},
     reason::Reason,
-    secret::SealedSecret,
+    sealed::SealedSecret,
 };
 
 /// The member of an answer that holds the new token.
@@ -186,8 +186,7 @@ impl Rotation {
         let api = Api::<SealedSecret>::namespaced(self.client.clone(), &self.namespace);
         let found = limited(api.get_opt(&self.reference.name)).await?;
         let value = found.as_ref().and_then(|found| found.data.get(&self.reference.key));
-        let is =
-            |token: &SecretString| value.is_some_and(|value| value.expose_secret() == token.expose_secret().as_bytes());
+        let is = |token: &SecretString| value.is_some_and(|value| value.expose() == token.expose_secret().as_bytes());
         match () {
             () if is(new) => Ok(Written::Done),
             () if is(&self.old) => Err(error),
