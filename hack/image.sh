@@ -5,12 +5,13 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-usage: hack/image.sh NAME:TAG OUT.tar --bin PATH [--bin PATH…] [--entrypoint PATH-IN-IMAGE] [--arg ARG…] [--user UID]
+usage: hack/image.sh NAME:TAG OUT.tar --bin PATH [--bin PATH…] [--folder PATH…] [--entrypoint PATH-IN-IMAGE]
+                     [--arg ARG…] [--user UID]
        hack/image.sh busybox OUT.tar
        hack/image.sh root FOLDER --bin PATH [--bin PATH…]
 
 Each binary is put into /bin of the image, with the libraries that ldd names, the CA bundle of this machine and a
-user nonroot (65532), as which the image runs if no --user is given. The entrypoint is the first binary, if no other
+user nonroot (65532), as which the image runs if no --user is given. Each folder is put where it is on this machine. The entrypoint is the first binary, if no other
 is given; its default arguments are each --arg. `busybox` is tokencache.test/busybox:1, with a shell and the usual tools, run as root.
 HELP
 }
@@ -21,7 +22,7 @@ die() {
 }
 
 main() {
-  local name=${1---help} out=${2-} user=65532 entrypoint='' binaries=() arguments=()
+  local name=${1---help} out=${2-} user=65532 folder entrypoint='' binaries=() folders=() arguments=()
   [[ $name != --help && $name != -h ]] || {
     usage
     exit
@@ -32,6 +33,7 @@ main() {
     [[ -n ${2-} ]] || die "$1 needs a value"
     case $1 in
       --bin) binaries+=("$2") ;;
+      --folder) folders+=("$2") ;;
       --entrypoint) entrypoint=$2 ;;
       --arg) arguments+=("$2") ;;
       --user) user=$2 ;;
@@ -58,6 +60,10 @@ main() {
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
   fill_root "$work/root" "${binaries[@]}"
+  for folder in "${folders[@]}"; do
+    mkdir -p "$work/root$folder"
+    cp -RL "$folder/." "$work/root$folder/" || die "cannot read $folder"
+  done
   # The same input gives the same image.
   tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -C "$work/root" -cf "$work/layer.tar" .
   pack "$name" "$user" "$entrypoint" "${arguments[@]}"

@@ -3,6 +3,7 @@
 mod duration;
 mod expires_at;
 pub mod github_app;
+pub mod http;
 pub mod job;
 pub mod names;
 pub mod oauth2;

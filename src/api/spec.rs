@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Duration, TokenCacheStatus, github_app::GitHubApp, job::Job, oauth2::OAuth2,
+    Duration, TokenCacheStatus, github_app::GitHubApp, http::Http, job::Job, oauth2::OAuth2,
     service_account_token::ServiceAccountToken,
 };
 
@@ -120,7 +120,7 @@ impl RolloutRestart {
 
 /// Exactly one source, and the limit on one attempt.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.githubApp), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, githubApp, serviceAccountToken or job"))]
+#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.http), has(self.githubApp), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, http, githubApp, serviceAccountToken or job"))]
 #[serde(rename_all = "camelCase")]
 pub struct Fetch {
     /// One attempt's limit, at most 10m. Default 30s; for job 5m.
@@ -131,6 +131,10 @@ pub struct Fetch {
     /// An OAuth 2.0 token endpoint (RFC 6749).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oauth2: Option<OAuth2>,
+
+    /// Any API that gives a credential for an HTTP request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<Http>,
 
     /// A token of a service account, by the TokenRequest API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -150,6 +154,8 @@ pub struct Fetch {
 pub enum Source<'a> {
     /// An OAuth 2.0 token endpoint.
     OAuth2(&'a OAuth2),
+    /// An HTTP request.
+    Http(&'a Http),
     /// A token of a service account.
     ServiceAccountToken(&'a ServiceAccountToken),
     /// An installation token of a GitHub App.
@@ -164,6 +170,7 @@ impl Source<'_> {
     pub fn name(self) -> &'static str {
         match self {
             Self::OAuth2(_) => "oauth2",
+            Self::Http(_) => "http",
             Self::ServiceAccountToken(_) => "serviceAccountToken",
             Self::GitHubApp(_) => "githubApp",
             Self::Job(_) => "job",
@@ -178,7 +185,8 @@ impl Fetch {
         let oauth2 = self.oauth2.as_ref().map(Source::OAuth2);
         let service_account_token = self.service_account_token.as_ref().map(Source::ServiceAccountToken);
         let github_app = self.github_app.as_ref().map(Source::GitHubApp);
-        oauth2.or(github_app).or(service_account_token).or(self.job.as_ref().map(Source::Job))
+        let http = self.http.as_ref().map(Source::Http);
+        oauth2.or(http).or(github_app).or(service_account_token).or(self.job.as_ref().map(Source::Job))
     }
 
     /// One attempt's limit.

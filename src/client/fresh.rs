@@ -199,7 +199,7 @@ enum Next {
 
 /// What to ask for and when: pure. `renewed` is the value that was looked after already.
 fn next(value: &Value, renewed: Option<&Stamp>, now: DateTime<Utc>) -> Option<(DateTime<Utc>, Next)> {
-    let Some(end) = value.expires_at().moment() else { return None };
+    let end = value.expires_at().moment()?;
     if end <= now || renewed == Some(value.stamp()) {
         return Some((end.max(now), Next::Fetch));
     }

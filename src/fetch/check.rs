@@ -18,6 +18,15 @@ pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
         }
         Some(Source::GitHubApp(app)) => check_tls("spec.fetch.githubApp.tls", app.api_url(), app.tls.as_ref())?,
         Some(Source::Job(job)) => super::job::check(job)?,
+        Some(Source::Http(http)) => {
+            check_tls("spec.fetch.http.tls", &http.url, http.tls.as_ref())?;
+            super::http::check(http)?;
+            if http.result.token.is_none() && spec.target.data.is_empty() {
+                let message =
+                    "must be set, since spec.fetch.http.result has no token: say what of `values` the Secret holds";
+                return Err(Invalid::new("spec.target.data", message));
+            }
+        }
         Some(Source::ServiceAccountToken(_)) | None => {}
     }
     check_target(&spec.target)
@@ -155,6 +164,55 @@ mod tests {
             (json!({}), json!({"caBundle": BASE64_STANDARD.encode(pem), "serverName": "id.example.com"})),
         ] {
             assert_eq!(check(&spec(target.clone(), tls)), Ok(()), "{target}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_request_is_told_by_its_field() {
+        let header = |value: &str| json!({"headers": [{"name": "X-A", "value": value}]});
+        for (change, field, words) in [
+            (json!({}), "", ""),
+            (header("a\nb"), "spec.fetch.http.headers[X-A]", "the value holds a line break"),
+            (header("a\n"), "spec.fetch.http.headers[X-A]", "the value ends with a newline"),
+            (json!({"json": "secret.a"}), "spec.fetch.http.json", "names secret; there are secrets"),
+            (json!({"json": "{"}), "spec.fetch.http.json", "is not CEL"),
+            (
+                json!({"form": [{"name": "a", "expression": "token"}]}),
+                "spec.fetch.http.form[a]",
+                "names token; there are secrets",
+            ),
+            (json!({"query": [{"name": "a", "expression": "("}]}), "spec.fetch.http.query[a]", "is not CEL"),
+            (json!({"body": {"expression": "now"}}), "spec.fetch.http.body", "names now; there are secrets"),
+            (
+                json!({"result": {"token": "token"}}),
+                "spec.fetch.http.result.token",
+                "names token; there are response, now",
+            ),
+            (
+                json!({"result": {"token": "'a'", "expiresAt": "secrets.a"}}),
+                "spec.fetch.http.result.expiresAt",
+                "names secrets",
+            ),
+            (
+                json!({"result": {"values": {"v": "response.json.map(x, x)"}}}),
+                "spec.fetch.http.result.values[v]",
+                "uses a macro that loops",
+            ),
+            (json!({"result": {"values": {"v": "response.body"}}}), "spec.target.data", "must be set"),
+            (json!({"tls": {"caBundle": "%"}}), "spec.fetch.http.tls.caBundle", "is not base64"),
+        ] {
+            let mut http = json!({"url": "https://api.example.com", "result": {"token": "response.body"}});
+            for (key, value) in change.as_object().unwrap() {
+                http[key] = value.clone();
+            }
+            let spec = serde_json::from_value(json!({"fetch": {"http": http}})).unwrap();
+            match check(&spec) {
+                Ok(()) => assert_eq!(field, "", "{change}"),
+                Err(invalid) => {
+                    assert_eq!(invalid.field, field, "{invalid}");
+                    assert!(invalid.message.contains(words), "{invalid}");
+                }
+            }
         }
     }
 

@@ -22,16 +22,16 @@ use crate::{
 };
 
 /// A run that takes its time, and says which it was.
-const SLOW: &str = r#"sleep 5; echo "{\"token\": \"$(hostname)\", \"expires_in\": 3600}" > $TOKENCACHE_RESULT"#;
+pub const SLOW: &str = r#"sleep 5; echo "{\"token\": \"$(hostname)\", \"expires_in\": 3600}" > $TOKENCACHE_RESULT"#;
 
 /// The most pods that were ever live at once, and how many there were in all.
 #[derive(Default)]
-struct Most {
-    at_once: usize,
-    names: Vec<String>,
+pub struct Most {
+    pub at_once: usize,
+    pub names: Vec<String>,
 }
 
-fn count_pods(ns: &Namespace) -> Arc<Mutex<Most>> {
+pub fn count_pods(ns: &Namespace) -> Arc<Mutex<Most>> {
     let most = Arc::new(Mutex::new(Most::default()));
     let (shared, pods) = (most.clone(), ns.api::<Pod>());
     in_background(async move {
@@ -41,7 +41,7 @@ fn count_pods(ns: &Namespace) -> Arc<Mutex<Most>> {
             let count = match event {
                 Ok(Event::Apply(pod) | Event::InitApply(pod)) => {
                     let mut most = shared.lock().await;
-                    if !most.names.contains(&pod.name_any()) {
+                    if is_live(&pod) && !most.names.contains(&pod.name_any()) {
                         most.names.push(pod.name_any());
                     }
                     at_once.after(pod.uid().unwrap_or_default(), Some(&pod))

@@ -2,12 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ResourceQuota, Secret},
+};
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use crate::{
-    node::{BUSYBOX, Stage, container, on_node, pod_spec},
+    node::{BUSYBOX, Stage, container, is_fetching, on_node, pod_spec},
     support::{CacheView as _, manifests::merge, poll, within},
 };
 
@@ -75,6 +78,13 @@ fn what_the_container_did_wrong_is_told_apart() {
             "at most 3018 of these",
         ),
         ("command", container(json!({"command": ["/nope"]})), "JobFailed", "could not be started"),
+        ("slow", slow(json!({"timeout": "10s"})), "Timeout", "container fetch was running on node"),
+        (
+            "pod-deadline",
+            slow(json!({"job": {"template": {"spec": {"activeDeadlineSeconds": 5}}}})),
+            "Timeout",
+            "ended the pod at its activeDeadlineSeconds",
+        ),
     ]));
 }
 
@@ -102,6 +112,28 @@ fn what_the_cluster_does_not_give_is_told_apart() {
         ("evicted", evicted(), "JobFailed", "evicted"),
         ("account", pod_spec(json!({"serviceAccountName": "nope"})), "JobFailed", "serviceaccount \"nope\" not found"),
     ]));
+}
+
+/// Takes longer than it may.
+fn slow(limit: Value) -> Value {
+    let mut spec = script("sleep 600");
+    merge(&mut spec["fetch"], limit);
+    spec
+}
+
+/// The controller ends a run in time by itself, so that Kubernetes' own deadline is met only where another hand has
+/// drawn it nearer.
+#[test]
+fn a_job_that_kubernetes_ends_at_its_deadline_is_told_as_a_timeout() {
+    on_node(async {
+        let stage = Stage::new().await;
+        stage.script("a", "sleep 600", json!({})).await;
+        stage.pod("a", "the container runs", is_fetching).await;
+        let job = stage.jobs("a").await.remove(0).name_any();
+        stage.ns.patch::<Job>(&job, json!({"spec": {"activeDeadlineSeconds": 1}})).await;
+        let (reason, message) = stage.failure("a").await;
+        assert!(reason == "Timeout" && message.contains("DeadlineExceeded"), "{reason}: {message}");
+    });
 }
 
 /// Mounts what does not exist.

@@ -16,6 +16,9 @@
 mod support;
 
 mod endings;
+mod examples;
 mod failures;
+mod losses;
 mod node;
+mod rights;
 mod values;

@@ -1,17 +1,18 @@
 //! The node, the image of the collector on it, and jobs that run there.
 
-use std::{collections::BTreeMap, path::Path, process::Output};
+use std::{collections::BTreeMap, path::Path};
 
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{Pod, Secret},
 };
 use kube::ResourceExt as _;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokencache::api::{TokenCache, names::LABEL_CACHE};
-use tokio::{process::Command, sync::OnceCell};
+use tokio::sync::{OnceCell, RwLock};
 
-use crate::support::{CacheView as _, Controller, Namespace, manifests::merge, scenario, within};
+use crate::support::{CacheView as _, Controller, Namespace, image::load_program, manifests::merge, scenario, within};
 
 /// With a shell and the usual tools.
 pub const BUSYBOX: &str = "tokencache.test/busybox:1";
@@ -21,37 +22,61 @@ pub const COLLECTOR: &str = "tokencache.test/collector:1";
 pub const ARGUMENTS: [&str; 2] = ["--collector-image", COLLECTOR];
 
 static IMAGE: OnceCell<()> = OnceCell::const_new();
+/// Shared by the scenarios that use the node, and had alone by one that stops it.
+static NODE: RwLock<()> = RwLock::const_new(());
 
 /// Runs a scenario, if there is a node.
 pub fn on_node(story: impl Future<Output = ()>) {
+    with_node(async {
+        let _shared = NODE.read().await;
+        story.await;
+    });
+}
+
+/// Runs a scenario that may stop the node, beside no other one.
+pub fn alone_on_node(story: impl Future<Output = ()>) {
+    with_node(async {
+        let _alone = NODE.write().await;
+        story.await;
+    });
+}
+
+fn with_node(story: impl Future<Output = ()>) {
     let Ok(cluster) = std::env::var("TOKENCACHE_CLUSTER") else {
         eprintln!("skipped, since there is no node: hack/cluster.sh run --node -- cargo test --test node");
         return;
     };
     scenario(async move {
-        IMAGE.get_or_init(|| load_collector(cluster)).await;
+        IMAGE.get_or_init(|| load_program(&cluster, COLLECTOR)).await;
         story.await;
     });
 }
 
-async fn load_collector(cluster: String) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (binary, image) = (folder.path().join("tokencache"), folder.path().join("image.tar"));
-    // Without its debugging information, which is most of it.
-    let strip = Command::new("strip").arg("-o").arg(&binary).arg(env!("CARGO_BIN_EXE_tokencache")).output();
-    if !strip.await.is_ok_and(|output| output.status.success()) {
-        std::fs::copy(env!("CARGO_BIN_EXE_tokencache"), &binary).expect("a copy");
+/// The cluster's kubelet, frozen until this is dropped: to the others, its node is lost.
+pub struct FrozenNode(Pid);
+
+impl FrozenNode {
+    /// Freezes it.
+    pub fn new() -> Self {
+        let kubeconfig = std::env::var("TOKENCACHE_TEST_KUBECONFIG").expect("a cluster");
+        let init = Path::new(&kubeconfig).with_file_name("node-init.pid");
+        let init = std::fs::read_to_string(&init).unwrap_or_else(|error| panic!("{}: {error}", init.display()));
+        let init = init.split(' ').next().expect("a pid").to_owned();
+        let children = std::fs::read_to_string(format!("/proc/{init}/task/{init}/children")).expect("its children");
+        let is_kubelet = |pid: &&str| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "kubelet")
+        };
+        let kubelet = children.split_whitespace().find(is_kubelet).expect("a kubelet");
+        let kubelet = Pid::from_raw(kubelet.parse().expect("a pid")).expect("a pid");
+        kill_process(kubelet, Signal::STOP).expect("it is stopped");
+        Self(kubelet)
     }
-    let hack = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("hack").join(name);
-    let made = Command::new(hack("image.sh")).arg(COLLECTOR).arg(&image).arg("--bin").arg(&binary).output().await;
-    assert_success("hack/image.sh", made);
-    let load = Command::new(hack("cluster.sh")).args(["load-image", "--name", &cluster]).arg(&image).output().await;
-    assert_success("hack/cluster.sh load-image", load);
 }
 
-fn assert_success(what: &str, output: std::io::Result<Output>) {
-    let output = output.expect(what);
-    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
+impl Drop for FrozenNode {
+    fn drop(&mut self) {
+        kill_process(self.0, Signal::CONT).expect("it goes on");
+    }
 }
 
 /// A namespace with a controller.
@@ -143,8 +168,11 @@ pub fn is_fetching(pod: &Pod) -> bool {
     statuses.into_iter().flatten().any(|it| it.name == "fetch" && it.state.as_ref().is_some_and(running))
 }
 
-/// Whether a pod may still do something.
+/// Whether a pod may still do something: one that no node has does nothing.
 pub fn is_live(pod: &Pod) -> bool {
+    if pod.spec.as_ref().is_none_or(|spec| spec.node_name.is_none()) {
+        return false;
+    }
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     !matches!(phase, Some("Succeeded" | "Failed"))
 }

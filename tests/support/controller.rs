@@ -143,6 +143,11 @@ impl Controller {
         }
     }
 
+    /// Address of its admin server.
+    pub fn admin(&self) -> &str {
+        &self.admin
+    }
+
     /// Status and text of a path of its admin server.
     pub async fn ask(&self, path: &str) -> Option<(u16, String)> {
         let response = self.http.get(format!("http://{}{path}", self.admin)).send().await.ok()?;

@@ -2,10 +2,12 @@
 
 mod cluster;
 mod controller;
+pub mod image;
 mod leaks;
 pub mod manifests;
 mod metrics;
 mod namespace;
+mod oidc;
 pub mod rights;
 mod scene;
 mod seen;
@@ -17,6 +19,7 @@ pub use controller::{BINARY, Controller, Ended, Launch, ended, run_to_exit, toke
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
+pub use oidc::{OidcProvider, opened};
 pub use rights::{Account, chart_rules};
 pub use scene::Scene;
 pub use seen::{CacheView, SecretView};

@@ -12,9 +12,9 @@ use kube::{Api, Client, api::PostParams, config::Kubeconfig};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
-use super::{Cluster, poll, within};
+use super::{Cluster, Namespace, poll, within};
 
-/// As the chart names it.
+/// As the chart names it; so is its Role.
 const ACCOUNT: &str = "tokencache";
 /// Longer than any test takes.
 const TOKEN_SECONDS: u32 = 24 * 3600;
@@ -66,6 +66,41 @@ where
     manifest["metadata"] = json!({"name": name});
     let object: K = serde_json::from_value(manifest).expect("an object");
     Api::<K>::namespaced(client.clone(), namespace).create(&PostParams::default(), &object).await.expect("created");
+}
+
+/// Takes these verbs on one resource from what the chart gives to a namespace's controllers, and gives back any other.
+pub async fn withhold(ns: &Namespace, verbs: &[&str], group: &str, resource: &str) {
+    let mut rules = chart_rules();
+    for rule in &mut rules {
+        let has = |list: &Option<Vec<String>>, wanted: &str| list.iter().flatten().any(|it| it == wanted);
+        if has(&rule.api_groups, group) && has(&rule.resources, resource) {
+            rule.verbs.retain(|verb| !verbs.contains(&verb.as_str()));
+        }
+    }
+    // A rule without verbs is none.
+    rules.retain(|rule| !rule.verbs.is_empty());
+    ns.patch::<Role>(ACCOUNT, json!({"rules": rules})).await;
+    for verb in verbs {
+        await_right(ns, verb, group, resource, false).await;
+    }
+}
+
+/// Gives back what was withheld.
+pub async fn give_back(ns: &Namespace, verb: &str, group: &str, resource: &str) {
+    ns.patch::<Role>(ACCOUNT, json!({"rules": chart_rules()})).await;
+    await_right(ns, verb, group, resource, true).await;
+}
+
+async fn await_right(ns: &Namespace, verb: &str, group: &str, resource: &str, wanted: bool) {
+    let list = |item: &str| Some(vec![item.to_owned()]);
+    let rule = PolicyRule {
+        api_groups: list(group),
+        resources: list(resource),
+        verbs: vec![verb.to_owned()],
+        ..PolicyRule::default()
+    };
+    let ask = || async { (is_allowed(ns.client(), &ns.name, ACCOUNT, &rule).await == wanted).then_some(()) };
+    within("the changed role is in force", poll(ask)).await;
 }
 
 /// The authorizer learns of a Role by a watch.

@@ -14,7 +14,8 @@ use kube::{
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    judge::{Seen, Verdict, judge},
+    judge::{LAG, Seen, Verdict, judge},
+    leftovers::delete,
     watch::{Forbidden, watched},
 };
 use crate::{api::names::LABEL_RUN, fetch::Phase};
@@ -29,14 +30,15 @@ enum News {
     Event(Result<Box<Event<KubeEvent>>, Forbidden>),
 }
 
-/// Follows a run until it is known how it ended; never [`Verdict::Going`] or [`Verdict::Stuck`].
+/// Follows a run until it is known how it ended: [`Verdict::Sealed`], [`Verdict::Ended`] or [`Verdict::Failed`].
 pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &str, phase: &Phase) -> Verdict {
     let of_run = || watcher::Config::default().labels(&format!("{LABEL_RUN}={run}"));
     let mut news = SelectAll::new();
     news.push(watched(client, namespace, of_run()).map(|it| News::Job(it.map(Box::new))).boxed());
     news.push(watched(client, namespace, of_run()).map(|it| News::Pod(it.map(Box::new))).boxed());
-    let events_of = |uid: String| {
-        let config = watcher::Config::default().fields(&format!("involvedObject.uid={uid}"));
+    // By name, which no other object of a run has: the event of an eviction bears no UID.
+    let events_of = |name: String| {
+        let config = watcher::Config::default().fields(&format!("involvedObject.name={name}"));
         watched(client, namespace, config).map(|it| News::Event(it.map(Box::new))).boxed()
     };
 
@@ -45,8 +47,19 @@ pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &st
     let mut stuck: Option<Instant> = None;
     let mut ask_for_events = Some(Instant::now() + EVENTS_AFTER);
     let mut asked_about = Vec::new();
+    let mut deleted = false;
     loop {
-        let give_up = match judge(&seen) {
+        let verdict = match judge(&seen) {
+            Verdict::Deleted(failure) => {
+                if !deleted {
+                    // Who waits for the end of this run tries again, should this fail.
+                    deleted = delete(client, namespace, &job.name_any(), job.uid()).await.is_ok();
+                }
+                Verdict::Stuck(failure, LAG)
+            }
+            verdict => verdict,
+        };
+        let give_up = match verdict {
             Verdict::Going(doing) => {
                 phase.set(doing);
                 stuck = None;
@@ -78,8 +91,8 @@ pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &st
         if ask_for_events.is_some_and(|at| Instant::now() >= at) {
             ask_for_events = None;
         }
-        let about = seen.pod.as_ref().and_then(|pod| pod.uid()).or_else(|| job.uid());
-        if let Some(about) = about.filter(|about| ask_for_events.is_none() && !asked_about.contains(about)) {
+        let about = seen.pod.as_ref().map_or_else(|| job.name_any(), |pod| pod.name_any());
+        if ask_for_events.is_none() && !asked_about.contains(&about) {
             news.push(events_of(about.clone()));
             asked_about.push(about);
         }
@@ -108,6 +121,8 @@ fn take(seen: &mut Seen, listed: &mut Listed, news: News) -> Result<(), Forbidde
         News::Pod(event) => match *event? {
             Event::Init => listed.pod = false,
             Event::InitDone => seen.pod_gone |= seen.pod.is_some() && !listed.pod,
+            // Another pod in the place of one that was deleted is not waited for.
+            Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) if is_another(seen, &pod) => {}
             Event::Apply(pod) | Event::InitApply(pod) => {
                 listed.pod = true;
                 seen.pod = Some(pod);
@@ -118,13 +133,39 @@ fn take(seen: &mut Seen, listed: &mut Listed, news: News) -> Result<(), Forbidde
                 seen.pod = Some(pod);
             }
         },
-        News::Event(Ok(event)) => {
-            seen.no_events = None;
-            if let Event::Apply(event) | Event::InitApply(event) = *event {
-                seen.events.push(event);
-            }
-        }
+        News::Event(Ok(event)) => match *event {
+            Event::Apply(event) | Event::InitApply(event) => seen.events.push(event),
+            Event::InitDone => seen.no_events = None,
+            Event::Init | Event::Delete(_) => {}
+        },
         News::Event(Err(forbidden)) => seen.no_events = Some(forbidden),
     }
     Ok(())
+}
+
+fn is_another(seen: &Seen, pod: &Pod) -> bool {
+    seen.pod.as_ref().is_some_and(|first| first.uid() != pod.uid())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_pod_that_kubernetes_makes_in_the_place_of_a_deleted_one_is_not_taken_for_it() {
+        let pod = |uid: &str| -> Pod { serde_json::from_value(json!({"metadata": {"uid": uid}})).unwrap() };
+        let (mut seen, mut listed) = (Seen::default(), Listed::default());
+        let mut news = |event| take(&mut seen, &mut listed, News::Pod(Ok(Box::new(event)))).unwrap();
+        news(Event::Apply(pod("first")));
+        news(Event::Apply(pod("second")));
+        news(Event::Delete(pod("second")));
+        assert_eq!((seen.pod.as_ref().and_then(|pod| pod.uid()).as_deref(), seen.pod_gone), (Some("first"), false));
+        let mut news = |event| take(&mut seen, &mut listed, News::Pod(Ok(Box::new(event)))).unwrap();
+        for event in [Event::Init, Event::InitApply(pod("second")), Event::InitDone] {
+            news(event);
+        }
+        assert!(seen.pod_gone, "the first is gone from the list");
+    }
 }

@@ -39,6 +39,9 @@ pub(super) enum Verdict {
     Going(String),
     /// It may come to nothing: a failure, if nothing better is seen for so long.
     Stuck(Failure, Duration),
+    /// Its pod is being deleted: the Job has to go before Kubernetes makes another pod in its place. Why, may be seen
+    /// a moment later.
+    Deleted(Failure),
     /// The collector's sealed text.
     Sealed(String),
     /// The pod ended by itself without a result.
@@ -51,7 +54,7 @@ pub(super) enum Verdict {
 /// again by itself, and a scheduler often succeeds at the second try.
 const STUCK: Duration = Duration::from_secs(10);
 /// How long a pod may be missing after its Job failed, and the cause of its deletion unknown.
-const LAG: Duration = Duration::from_secs(3);
+pub(super) const LAG: Duration = Duration::from_secs(3);
 
 fn job_failed(message: impl Into<String>) -> Failure {
     Failure::new(Reason::JobFailed, message)
@@ -135,7 +138,7 @@ fn judge_pod(pod: &Pod, seen: &Seen) -> Verdict {
             Some(message) => {
                 Verdict::Failed(job_failed(format!("node {node} was lost, or is being emptied: {message}")))
             }
-            None => Verdict::Stuck(job_failed(format!("the pod was deleted while it ran on node {node}")), LAG),
+            None => Verdict::Deleted(job_failed(format!("the pod was deleted while it ran on node {node}"))),
         };
     }
     for status in inits.iter().filter(|status| !is_sidecar(pod, &status.name)) {

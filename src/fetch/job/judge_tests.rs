@@ -54,6 +54,7 @@ fn told(verdict: &Verdict) -> (&'static str, String) {
     match verdict {
         Verdict::Going(doing) => ("going", doing.clone()),
         Verdict::Stuck(failure, _) => ("stuck", failure.to_string()),
+        Verdict::Deleted(failure) => ("deleted", failure.to_string()),
         Verdict::Sealed(text) => ("sealed", text.clone()),
         Verdict::Ended(failure) => ("ended", failure.to_string()),
         Verdict::Failed(failure) => ("failed", failure.to_string()),
@@ -276,7 +277,7 @@ fn what_was_deleted_by_another_hand_has_failed_unless_it_had_ended_well() {
         told(&judged(pod, json!(null), json!([])))
     };
     let (kind, words) = deleted(pod(json!({"running": {}}), idle(), json!({})));
-    assert_eq!((kind, words.as_str()), ("stuck", "JobFailed: the pod was deleted while it ran on node n1"));
+    assert_eq!((kind, words.as_str()), ("deleted", "JobFailed: the pod was deleted while it ran on node n1"));
     let done = pod(ended(0, "", ""), ended(0, "", "sealed:abc"), json!({}));
     assert_eq!(deleted(done), ("sealed", "abc".to_owned()));
     // Killed for the deletion, which is the cause.
@@ -287,7 +288,7 @@ fn what_was_deleted_by_another_hand_has_failed_unless_it_had_ended_well() {
     assert!(told(&judge(&gone)).1.contains("the Job was deleted by another hand"));
     let pod = serde_json::from_value(pod(json!({"running": {}}), idle(), json!({}))).unwrap();
     let gone = Seen { pod: Some(pod), pod_gone: true, ..Seen::default() };
-    assert_eq!(told(&judge(&gone)).0, "stuck");
+    assert_eq!(told(&judge(&gone)).0, "deleted");
 }
 
 #[test]

@@ -112,7 +112,7 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Jo
             }
             return Err(failure);
         }
-        Verdict::Failed(failure) | Verdict::Stuck(failure, _) => return Err(failure),
+        Verdict::Failed(failure) | Verdict::Stuck(failure, _) | Verdict::Deleted(failure) => return Err(failure),
         Verdict::Going(_) => return Err(Failure::new(Reason::JobFailed, "the Job was lost sight of")),
     };
     let unusable = |error: SealError| Failure::new(Reason::InvalidResponse, format!("the sealed result {error}"));

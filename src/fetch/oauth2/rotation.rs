@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::{Exchange, Exchanged, answer};
 use crate::{
-    api::{names::FIELD_MANAGER, oauth2::SecretKeyRef},
+    api::{names::FIELD_MANAGER_ROTATION, oauth2::SecretKeyRef},
     fetch::{Attempt, Failure, Phase, redact::Redactor},
     observe::{ApiError, limited},
     reason::Reason,
@@ -206,8 +206,10 @@ impl Rotation {
             {"op": "replace", "path": path, "value": encode(new)},
         ]);
         let dry_run = if dry_run { "&dryRun=All" } else { "" };
-        let url =
-            format!("{}/{name}?fieldManager={FIELD_MANAGER}{dry_run}", Secret::url_path(&(), Some(&self.namespace)));
+        let url = format!(
+            "{}/{name}?fieldManager={FIELD_MANAGER_ROTATION}{dry_run}",
+            Secret::url_path(&(), Some(&self.namespace))
+        );
         let body = Zeroizing::new(patch.to_string());
         let request = http::Request::patch(url)
             .header(header::CONTENT_TYPE, "application/json-patch+json")
