@@ -1,7 +1,7 @@
 # The habits of this repository. What they need is installed or built by the scripts, where it is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint crd cluster-up cluster-down
+.PHONY: help demo test lint crd manifests docs cluster-up cluster-down
 
 CARGO := cargo
 NAME := default
@@ -21,6 +21,13 @@ lint: ## Check format, clippy, rustdoc and the shell scripts
 crd: ## Generate crds/tokencache.yaml anew
 	$(CARGO) run --locked --quiet -- crd > crds/tokencache.yaml.new
 	mv crds/tokencache.yaml.new crds/tokencache.yaml
+
+manifests: ## Generate config/ anew from the chart
+	hack/manifests.sh
+
+docs: ## Generate docs/api.md anew from the types
+	$(CARGO) run --locked --quiet --example api-reference > docs/api.md.new
+	mv docs/api.md.new docs/api.md
 
 cluster-up: ## Bring up a local Kubernetes cluster that stays (NAME=default; NODE=1 for one that runs pods, as root)
 	hack/cluster.sh up --name $(NAME) $(if $(NODE),--node)

@@ -29,6 +29,8 @@ log "cargo fmt"
 cargo fmt --check
 log "cargo clippy"
 cargo clippy --all-targets --locked -- -D warnings
+log "cargo clippy of the consumers' library alone"
+cargo clippy --no-default-features --features client --locked -- -D warnings
 log "cargo doc"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 log "shellcheck"

@@ -19,14 +19,20 @@ export TOKENCACHE_LONG=${TOKENCACHE_LONG:-1}
 code=0
 runner=()
 (($# > 0)) || cargo_test --lib --bins --examples || code=$?
+# So that no scenario waits for npm.
+hack/oidc-provider.sh >/dev/null
 # Compiled before the cluster is there: a compiler next to it would take its processors.
-cargo test --locked --no-run --test scenarios --test node
+cargo test --locked --no-run --test scenarios --test node --test chart
+# Only root can install it; without it, what needs it says that it is skipped.
+((EUID != 0)) || hack/prometheus.sh
 runner=(hack/cluster.sh run --)
 # More at once than there are processors: most of a scenario is waiting.
 cargo_test --test scenarios -- --test-threads=8 "$@" || code=$?
 # Jobs run on a node, which takes root; without one each of these says that it is skipped.
 ((EUID != 0)) || runner=(hack/cluster.sh run --node --)
 cargo_test --test node -- --test-threads=2 "$@" || code=$?
+# A node of its own, for what is installed there looks after all namespaces.
+cargo_test --test chart -- --test-threads=2 "$@" || code=$?
 
 # In CI the last lines are the test runner's own.
 if [[ ${CI-} != true ]]; then

@@ -10,28 +10,52 @@
 //! 6. [`secret`] and [`store`]: the Secret that should be, and the write of it.
 //! 7. [`status`] and [`report`]: how it went, in `status` and events.
 
+#[cfg(feature = "controller")]
 pub mod admin;
 pub mod api;
+#[cfg(feature = "controller")]
 pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "controller")]
 pub mod controller;
+#[cfg(feature = "controller")]
 pub mod events;
+#[cfg(feature = "controller")]
 pub mod fetch;
+#[cfg(feature = "controller")]
 pub mod limits;
+#[cfg(feature = "controller")]
 pub mod lock;
+#[cfg(feature = "controller")]
 pub mod metrics;
+#[cfg(feature = "controller")]
 pub mod notes;
+#[cfg(feature = "controller")]
 pub mod observe;
+#[cfg(feature = "controller")]
 pub mod peers;
+#[cfg(feature = "controller")]
 pub mod plan;
+#[cfg(feature = "controller")]
 pub mod reason;
+#[cfg(feature = "controller")]
 pub mod references;
+#[cfg(feature = "controller")]
 pub mod report;
+#[cfg(feature = "controller")]
 pub mod rollout;
+#[cfg(feature = "controller")]
 pub mod run;
+#[cfg(feature = "client")]
+pub mod sealed;
+#[cfg(feature = "controller")]
 pub mod secret;
+#[cfg(feature = "controller")]
 pub mod status;
+#[cfg(feature = "controller")]
 pub mod store;
 pub mod time;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "controller"))]
 mod samples;

@@ -2,10 +2,8 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
-    let cli = tokencache::cli::Cli::parse();
+    let cli = tokencache::cli::Cli::read(std::env::args_os());
     let result =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Into::into).and_then(|runtime| {
             let result = runtime.block_on(tokencache::cli::run(cli));

@@ -12,7 +12,8 @@ use crate::{
     fetch,
     notes::{Ahead, Key, Note, Notes},
     plan::Observed,
-    secret::{Lifetime, SealedSecret, is_intact, read},
+    sealed::SealedSecret,
+    secret::{Lifetime, is_intact, read},
     time::ceil,
 };
 

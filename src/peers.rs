@@ -15,6 +15,9 @@ pub struct Peers {
     seen: HashMap<String, Instant>,
 }
 
+/// How the names of those begin who run a fetch once, beside the replicas, and leave: `fetch --direct`.
+pub const PASSING: &str = "direct-";
+
 /// How long a replica counts after it was last seen.
 const REMEMBERED: Duration = Duration::from_secs(300);
 
@@ -27,7 +30,7 @@ impl Peers {
 
     /// Another replica was seen at work.
     pub fn saw(&mut self, replica: &str, now: Instant) {
-        if replica != self.me {
+        if replica != self.me && !replica.starts_with(PASSING) {
             self.seen.insert(replica.to_owned(), now);
         }
     }
@@ -48,6 +51,14 @@ fn weight(replica: &str, object: &str) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_waits_for_one_who_only_passed() {
+        let now = Instant::now();
+        let mut peers = Peers::new("a".to_owned());
+        (0..100).for_each(|n| peers.saw(&format!("{PASSING}{n}"), now));
+        assert_eq!(peers.rank("object", now), 0);
+    }
 
     #[test]
     fn each_object_has_one_replica_that_goes_first_and_the_load_is_spread() {

@@ -5,7 +5,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::{fetch::Reference, notes::Key};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::{api::names::FIELD_MANAGER_ROTATION, fetch::Reference, notes::Key};
 
 /// The index. Cloning shares it.
 #[derive(Clone, Debug, Default)]
@@ -51,10 +53,40 @@ impl References {
     }
 }
 
+/// Whether the newest change of a Secret is a refresh token that tokencache wrote back. It is no news to those that wait
+/// for the Secret, on whichever replica: else a run that failed after its own write would be repeated without a pause.
+#[must_use]
+pub fn is_rotation(metadata: &ObjectMeta) -> bool {
+    let entries = || metadata.managed_fields.iter().flatten();
+    let ours = |manager: &Option<String>| manager.as_deref() == Some(FIELD_MANAGER_ROTATION);
+    let newest =
+        |of_ours: bool| entries().filter(|entry| ours(&entry.manager) == of_ours).map(|entry| &entry.time).max();
+    // Times are whole seconds: where both wrote in the same one, the other's change counts.
+    newest(true).is_some_and(|rotated| newest(false).is_none_or(|other| rotated > other))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fetch::ReferenceKind;
+
+    #[test]
+    fn only_a_rotation_that_is_newer_than_all_other_changes_is_no_news() {
+        let by = |entries: &[(&str, &str)]| {
+            let entries: Vec<_> = entries
+                .iter()
+                .map(|(manager, at)| serde_json::json!({"manager": manager, "time": format!("2026-01-02T03:04:{at}Z")}))
+                .collect();
+            let metadata = serde_json::json!({ "managedFields": entries });
+            is_rotation(&serde_json::from_value(metadata).expect("metadata"))
+        };
+        assert!(by(&[("kubectl", "01"), ("tokencache-rotation", "02")]));
+        assert!(by(&[("tokencache-rotation", "02")]));
+        assert!(!by(&[("kubectl", "02"), ("tokencache-rotation", "02")]));
+        assert!(!by(&[("kubectl", "03"), ("tokencache-rotation", "02")]));
+        assert!(!by(&[("tokencache", "03")]), "a Secret that one TokenCache writes may be another's source");
+        assert!(!by(&[]));
+    }
 
     #[test]
     fn a_change_of_references_is_followed() {

@@ -129,7 +129,7 @@ impl Runner {
             }
         };
         let ends = TaskTracker::new();
-        let ran = self.under_lock(&hold, &owner, &key, watched, cancel, &ends).await;
+        let ran = Box::pin(self.under_lock(&hold, &owner, &key, watched, cancel, &ends)).await;
         // Only then may another run begin: its own Job is known to be ending.
         ends.close();
         ends.wait().await;

@@ -1,15 +1,10 @@
 //! The Secret that should be, from the spec and a value; and what a Secret that is there tells about its value.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use chrono::{DateTime, TimeDelta, Utc};
-use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use kube::Resource;
-use secrecy::{ExposeSecret, SecretSlice};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::{Digest as _, Sha256};
-use zeroize::Zeroizing;
 
 use crate::{
     api::{
@@ -20,66 +15,9 @@ use crate::{
         },
     },
     lock::Owner,
+    sealed::{SealedSecret, SecretBytes},
     time,
 };
-
-/// One value of a Secret: does not print, and is wiped when dropped.
-pub struct SecretBytes(SecretSlice<u8>);
-
-impl From<SecretSlice<u8>> for SecretBytes {
-    fn from(bytes: SecretSlice<u8>) -> Self {
-        Self(bytes)
-    }
-}
-
-impl ExposeSecret<[u8]> for SecretBytes {
-    fn expose_secret(&self) -> &[u8] {
-        self.0.expose_secret()
-    }
-}
-
-impl fmt::Debug for SecretBytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[REDACTED]")
-    }
-}
-
-impl Clone for SecretBytes {
-    fn clone(&self) -> Self {
-        Self(self.0.expose_secret().to_vec().into())
-    }
-}
-
-impl Serialize for SecretBytes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&Zeroizing::new(STANDARD.encode(self.0.expose_secret())))
-    }
-}
-
-impl<'de> Deserialize<'de> for SecretBytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Zeroizing::new(String::deserialize(deserializer)?);
-        let bytes = STANDARD.decode(text.as_bytes()).map_err(|_| D::Error::custom("a value is not base64"))?;
-        Ok(Self(bytes.into()))
-    }
-}
-
-/// A Secret as it is written and verified. k8s-openapi's type prints its data; this one does not.
-#[derive(Clone, Debug, Resource, Serialize, Deserialize)]
-#[resource(inherit = Secret)]
-pub struct SealedSecret {
-    /// Metadata.
-    pub metadata: ObjectMeta,
-    /// `type`, immutable once written.
-    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
-    pub type_: Option<String>,
-    /// Whether Kubernetes refuses changes of the data.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub immutable: Option<bool>,
-    /// The values.
-    #[serde(default)]
-    pub data: BTreeMap<String, SecretBytes>,
-}
 
 /// When a value was fetched, and when it expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -287,7 +225,7 @@ fn digest(data: &BTreeMap<String, SecretBytes>) -> Sha256 {
     let mut hash = Sha256::new();
     for (key, value) in data {
         add(&mut hash, key.as_bytes());
-        add(&mut hash, value.0.expose_secret());
+        add(&mut hash, value.expose());
     }
     hash
 }

@@ -16,7 +16,8 @@ use crate::{
     },
     lock::Owner,
     observe::{ApiError, limited, live_secret},
-    secret::{Lifetime, SealedSecret, SecretBytes, SecretState, Stored, desired, read},
+    sealed::{SealedSecret, SecretBytes},
+    secret::{Lifetime, SecretState, Stored, desired, read},
 };
 
 /// How a write of the Secret ended.

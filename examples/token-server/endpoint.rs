@@ -54,6 +54,8 @@ async fn route(state: &Arc<State>, request: Request<Body>) -> Answer {
     match (&head.method, path.split('/').collect::<Vec<_>>().as_slice()) {
         (&Method::POST, ["token"]) => token(state, DEFAULT_CACHE, &head, body).await,
         (&Method::POST, ["c", cache, "token"]) => token(state, cache, &head, body).await,
+        (&Method::POST, ["login"]) => login(state, DEFAULT_CACHE, body).await,
+        (&Method::POST, ["c", cache, "login"]) => login(state, cache, body).await,
         (&Method::GET, ["api", "whoami"]) => whoami(state, &head.headers),
         (&Method::GET, ["stats"]) => stats(state),
         (&Method::POST, ["admin", "fail"]) => fail(state, &query(&head)),
@@ -99,6 +101,27 @@ async fn token(state: &Arc<State>, cache: &str, head: &Parts, body: Body) -> Ans
     }
 }
 
+/// A login as APIs have it that follow no standard: user and password in JSON, and a token somewhere in the answer.
+async fn login(state: &Arc<State>, cache: &str, body: Body) -> Answer {
+    let (_inside, behaviour) = Inside::enter(state, cache);
+    let given: Value = serde_json::from_slice(&to_bytes(body, 1 << 20).await?).unwrap_or_default();
+    if let Behaviour::Status(status, headers, body) = behaviour {
+        return told(status, headers, body);
+    }
+    if given != json!({"user": state.options.client_id, "password": state.options.client_secret}) {
+        return answer(StatusCode::UNAUTHORIZED, &json!({"message": "unknown user or wrong password"}));
+    }
+    let lifetime = state.options.lifetime.as_secs();
+    let issued = new_token(state, cache, &Form::new(), Expiry::In(lifetime))?;
+    answer(StatusCode::OK, &json!({"session": {"token": issued.token, "lifetime": lifetime}}))
+}
+
+fn told(status: u16, headers: Vec<(&'static str, String)>, body: String) -> Answer {
+    let response = Response::builder().status(status);
+    let response = headers.into_iter().fold(response, |response, (name, value)| response.header(name, value));
+    Ok(response.body(Body::from(body))?)
+}
+
 /// Basic or Post (RFC 6749 §2.3.1), and never both.
 fn is_authorised(state: &State, headers: &HeaderMap, form: &mut Form) -> bool {
     let decode =
@@ -134,11 +157,7 @@ async fn respond(
         }
         Behaviour::Default => issue(state, cache, form, Expiry::In(state.options.lifetime.as_secs())),
         Behaviour::Issue(expiry) => issue(state, cache, form, expiry),
-        Behaviour::Status(status, headers, body) => {
-            let response = Response::builder().status(status);
-            let response = headers.into_iter().fold(response, |response, (name, value)| response.header(name, value));
-            Ok(response.body(Body::from(body))?)
-        }
+        Behaviour::Status(status, headers, body) => told(status, headers, body),
         Behaviour::OAuthError(error, description) => oauth_error(StatusCode::BAD_REQUEST, error, &description),
         Behaviour::Hang => future::pending().await,
         Behaviour::Close => Err("told to close the connection".into()),
@@ -213,7 +232,10 @@ fn repeat(state: &State, cache: &str, headers: &HeaderMap, form: &Form, echo: Ec
 
 fn whoami(state: &State, headers: &HeaderMap) -> Answer {
     let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    match token.and_then(|token| token::whose(token, &state.signing_key)) {
+    let revoked = |token: &&str| {
+        state.lock().values().flat_map(|path| path.issued.iter().take(path.revoked)).any(|issued| issued == token)
+    };
+    match token.filter(|token| !revoked(token)).and_then(|token| token::whose(token, &state.signing_key)) {
         Some(subject) => answer(StatusCode::OK, &subject),
         None => answer(StatusCode::UNAUTHORIZED, &json!({"error": "invalid_token"})),
     }

@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run --example token-server -- --client-secret-file secret.txt --lifetime 30s
 //! POST /token               client credentials, Basic or Post: a signed token
+//! POST /login               {"user": …, "password": …} of that client: {"session": {"token": …, "lifetime": seconds}}
 //! GET  /api/whoami          200 with the subject and the seconds left, if the bearer token is valid; else 401
 //! GET  /stats               requests and issued tokens per path
 //! POST /admin/fail?mode=M   fail from now on: unavailable, ratelimit, reject, hang, close, garbage, huge, redirect

@@ -147,6 +147,7 @@ struct Path {
     inside: usize,
     inside_max: usize,
     issued: Vec<String>,
+    revoked: usize,
 }
 
 struct State {
@@ -244,6 +245,11 @@ impl TokenServer {
         self.state.with(cache, |path| path.issued.clone())
     }
 
+    /// From now on, the resource refuses what was issued to this cache so far.
+    pub fn revoke(&self, cache: &str) {
+        self.state.with(cache, |path| path.revoked = path.issued.len());
+    }
+
     /// The tokens issued to anybody.
     pub fn all_issued(&self) -> Vec<String> {
         self.state.lock().values().flat_map(|path| path.issued.clone()).collect()
@@ -312,6 +318,7 @@ impl State {
             inside: 0,
             inside_max: 0,
             issued: Vec::new(),
+            revoked: 0,
         }))
     }
 }

@@ -3,12 +3,14 @@
 mod duration;
 mod expires_at;
 pub mod github_app;
+pub mod http;
 pub mod job;
 pub mod names;
 pub mod oauth2;
 pub mod service_account_token;
 mod spec;
 mod status;
+#[cfg(feature = "controller")]
 mod validate;
 
 pub use duration::{Duration, InvalidDuration};
@@ -18,4 +20,5 @@ pub use spec::{
     Target, TokenCache, TokenCacheSpec, WorkloadKind,
 };
 pub use status::{LastFailure, TokenCacheStatus};
+#[cfg(feature = "controller")]
 pub use validate::{Invalid, crd, validate};

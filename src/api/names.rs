@@ -50,3 +50,6 @@ pub const FINALIZER: &str = "tokencache.dev/retain-secret";
 
 /// Field manager of every write.
 pub const FIELD_MANAGER: &str = "tokencache";
+
+/// Field manager of the one write to a user's Secret: a refresh token that takes the place of another.
+pub const FIELD_MANAGER_ROTATION: &str = "tokencache-rotation";

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Duration, TokenCacheStatus, github_app::GitHubApp, job::Job, oauth2::OAuth2,
+    Duration, TokenCacheStatus, github_app::GitHubApp, http::Http, job::Job, oauth2::OAuth2,
     service_account_token::ServiceAccountToken,
 };
 
@@ -120,8 +120,9 @@ impl RolloutRestart {
 
 /// Exactly one source, and the limit on one attempt.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.githubApp), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, githubApp, serviceAccountToken or job"))]
+#[x_kube(validation = Rule::new("[has(self.oauth2), has(self.http), has(self.githubApp), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, http, githubApp, serviceAccountToken or job"))]
 #[serde(rename_all = "camelCase")]
+// Boxed: a controller keeps many thousands of specs, each with one source.
 pub struct Fetch {
     /// One attempt's limit, at most 10m. Default 30s; for job 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,19 +131,23 @@ pub struct Fetch {
 
     /// An OAuth 2.0 token endpoint (RFC 6749).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oauth2: Option<OAuth2>,
+    pub oauth2: Option<Box<OAuth2>>,
+
+    /// Any API that gives a credential for an HTTP request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<Box<Http>>,
 
     /// A token of a service account, by the TokenRequest API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub service_account_token: Option<ServiceAccountToken>,
+    pub service_account_token: Option<Box<ServiceAccountToken>>,
 
     /// An installation token of a GitHub App.
     #[serde(default, rename = "githubApp", skip_serializing_if = "Option::is_none")]
-    pub github_app: Option<GitHubApp>,
+    pub github_app: Option<Box<GitHubApp>>,
 
     /// A container of yours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job: Option<Job>,
+    pub job: Option<Box<Job>>,
 }
 
 /// The one source that a `fetch` names.
@@ -150,6 +155,8 @@ pub struct Fetch {
 pub enum Source<'a> {
     /// An OAuth 2.0 token endpoint.
     OAuth2(&'a OAuth2),
+    /// An HTTP request.
+    Http(&'a Http),
     /// A token of a service account.
     ServiceAccountToken(&'a ServiceAccountToken),
     /// An installation token of a GitHub App.
@@ -164,6 +171,7 @@ impl Source<'_> {
     pub fn name(self) -> &'static str {
         match self {
             Self::OAuth2(_) => "oauth2",
+            Self::Http(_) => "http",
             Self::ServiceAccountToken(_) => "serviceAccountToken",
             Self::GitHubApp(_) => "githubApp",
             Self::Job(_) => "job",
@@ -175,10 +183,11 @@ impl Fetch {
     /// The source; `None` when none is named, which validation refuses.
     #[must_use]
     pub fn source(&self) -> Option<Source<'_>> {
-        let oauth2 = self.oauth2.as_ref().map(Source::OAuth2);
-        let service_account_token = self.service_account_token.as_ref().map(Source::ServiceAccountToken);
-        let github_app = self.github_app.as_ref().map(Source::GitHubApp);
-        oauth2.or(github_app).or(service_account_token).or(self.job.as_ref().map(Source::Job))
+        let oauth2 = self.oauth2.as_deref().map(Source::OAuth2);
+        let service_account_token = self.service_account_token.as_deref().map(Source::ServiceAccountToken);
+        let github_app = self.github_app.as_deref().map(Source::GitHubApp);
+        let http = self.http.as_deref().map(Source::Http);
+        oauth2.or(http).or(github_app).or(service_account_token).or(self.job.as_deref().map(Source::Job))
     }
 
     /// One attempt's limit.

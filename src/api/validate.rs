@@ -84,14 +84,16 @@ pub fn validate(cache: &TokenCache) -> Result<(), Invalid> {
 }
 
 fn url(cache: &TokenCache) -> Result<(), Invalid> {
-    let (source, field, url, proxy) = match cache.spec.fetch.source() {
-        Some(Source::OAuth2(oauth2)) => ("oauth2", "tokenUrl", oauth2.token_url.as_str(), &oauth2.proxy),
-        Some(Source::GitHubApp(app)) => ("githubApp", "apiUrl", app.api_url(), &app.proxy),
-        Some(Source::ServiceAccountToken(_) | Source::Job(_)) | None => return Ok(()),
+    let Some(source) = cache.spec.fetch.source() else { return Ok(()) };
+    let (field, url, proxy) = match source {
+        Source::OAuth2(oauth2) => ("tokenUrl", oauth2.token_url.as_str(), &oauth2.proxy),
+        Source::Http(http) => ("url", http.url.as_str(), &http.proxy),
+        Source::GitHubApp(app) => ("apiUrl", app.api_url(), &app.proxy),
+        Source::ServiceAccountToken(_) | Source::Job(_) => return Ok(()),
     };
-    is_http_url(&format!("spec.fetch.{source}.{field}"), url)?;
-    let Some(proxy) = proxy else { return Ok(()) };
-    is_http_url(&format!("spec.fetch.{source}.proxy.url"), &proxy.url)
+    let at = format!("spec.fetch.{}", source.name());
+    is_http_url(&format!("{at}.{field}"), url)?;
+    proxy.as_ref().map_or(Ok(()), |proxy| is_http_url(&format!("{at}.proxy.url"), &proxy.url))
 }
 
 fn is_http_url(field: &str, text: &str) -> Result<(), Invalid> {
@@ -134,8 +136,24 @@ mod tests {
         json!({"fetch": {"oauth2": source}})
     }
 
+    fn http(change: Value) -> Value {
+        let mut source = json!({"url": "https://api.example.com/login", "result": {"token": "response.body"}});
+        for (key, value) in change.as_object().expect("an object") {
+            source[key] = value.clone();
+        }
+        json!({"fetch": {"http": source}})
+    }
+
     #[test]
-    fn a_plain_spec_is_valid() {
+    fn each_source_has_a_plain_spec_that_is_valid() {
+        let headers = json!([{"name": "Authorization", "valueRef": {"name": "s", "key": "k"}}]);
+        for spec in [
+            http(json!({})),
+            http(json!({"headers": headers, "json": "secrets.a", "secrets": {"a": {"name": "s", "key": "k"}}})),
+            json!({"fetch": {"serviceAccountToken": {"serviceAccountName": "a", "expiration": "10m"}}}),
+        ] {
+            assert_eq!(validate(&cache(spec.clone())), Ok(()), "{spec}");
+        }
         assert_eq!(validate(&cache(oauth2(json!({})))), Ok(()));
     }
 
@@ -168,6 +186,47 @@ mod tests {
             (
                 oauth2(json!({"tls": {"serverName": "a"}, "proxy": {"url": "http://p"}})),
                 "spec.fetch.oauth2",
+                "cannot be combined",
+            ),
+            (
+                json!({"fetch": {"job": {"template": {"spec": {}}}, "serviceAccountToken": {"serviceAccountName": "a"}}}),
+                "spec.fetch",
+                "exactly one source must be set: oauth2, http, githubApp, serviceAccountToken or job",
+            ),
+            (
+                json!({"fetch": {"serviceAccountToken": {"serviceAccountName": "a", "expiration": "9m59s"}}}),
+                "spec.fetch.serviceAccountToken.expiration",
+                "at least 10m",
+            ),
+            (http(json!({"result": {}})), "spec.fetch.http.result", "token or values must be set"),
+            (http(json!({"json": "1", "form": []})), "spec.fetch.http", "at most one of form, body and json"),
+            (
+                http(json!({"json": "1", "body": {"value": "x"}})),
+                "spec.fetch.http",
+                "at most one of form, body and json",
+            ),
+            (http(json!({"body": {}})), "spec.fetch.http.body", "exactly one of value, valueRef and expression"),
+            (
+                http(json!({"form": [{"name": "a", "value": "b"}, {"name": "a", "value": "b", "expression": "c"}]})),
+                "spec.fetch.http.form[1]",
+                "exactly one of value, valueRef and expression",
+            ),
+            (http(json!({"query": [{"name": "a"}]})), "spec.fetch.http.query[0]", "exactly one of value"),
+            (
+                http(json!({"headers": [{"name": "Host", "value": "a"}]})),
+                "spec.fetch.http.headers[0].name",
+                "the connection sets itself",
+            ),
+            (
+                http(json!({"headers": [{"name": "X", "value": "a"}, {"name": "content-Length", "value": "1"}]})),
+                "spec.fetch.http.headers[1].name",
+                "the connection sets itself",
+            ),
+            (http(json!({"url": "https://["})), "spec.fetch.http.url", "is not a URL"),
+            (http(json!({"proxy": {"url": "http://"}})), "spec.fetch.http.proxy.url", "is not a URL"),
+            (
+                http(json!({"tls": {"serverName": "a"}, "proxy": {"url": "http://p"}})),
+                "spec.fetch.http",
                 "cannot be combined",
             ),
             (with(json!({"expiry": {"never": true, "ttl": "1h"}})), "spec.expiry", "never cannot be combined"),
@@ -208,6 +267,9 @@ mod tests {
             }
             for child in schema["properties"].as_object().into_iter().flat_map(|map| map.values()) {
                 rules(child, found);
+            }
+            if schema["items"].is_object() {
+                rules(&schema["items"], found);
             }
         }
         let mut found = Vec::new();

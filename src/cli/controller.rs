@@ -4,7 +4,6 @@ use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use ipnet::IpNet;
 use kube::client::{Body, ClientBuilder};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -13,18 +12,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::util::MapRequestLayer;
 
-use super::{Cluster, LogFormat, start_log};
+use super::{Cluster, LogFormat, runner, start_log};
 use crate::{
-    admin, api,
+    admin,
     controller::{self, Settings, Stop},
-    events::Events,
-    fetch::{AddressRules, Fetcher, FetcherConfig},
-    lock::Locks,
     metrics::Metrics,
-    notes::Notes,
-    report::Reporter,
-    run::Runner,
-    time::Clock,
 };
 
 /// The flags of the controller. Each also as an environment variable.
@@ -36,37 +28,15 @@ pub(super) struct Flags {
     /// Runs at once; a quarter of them may go to one destination
     #[arg(long, env = "TOKENCACHE_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
-    /// How long a Lease outlives the controller that died while it held it; whole seconds, 1s to 1h
-    #[arg(long, env = "TOKENCACHE_LEASE_DURATION", default_value = "15s")]
-    lease_duration: api::Duration,
-    /// Addresses that may be connected to although they are loopback, link-local or a cloud's metadata; may be repeated
-    #[arg(long, env = "TOKENCACHE_ALLOW_CIDR", value_delimiter = ',', value_name = "CIDR")]
-    allow_cidr: Vec<IpNet>,
-    /// Addresses that may not be connected to; may be repeated
-    #[arg(long, env = "TOKENCACHE_DENY_CIDR", value_delimiter = ',', value_name = "CIDR")]
-    deny_cidr: Vec<IpNet>,
-    /// Whether only Secrets with the label tokencache.dev/source: "true" are read
-    #[arg(long, env = "TOKENCACHE_REQUIRE_SOURCE_LABEL", default_value_t = true, action = clap::ArgAction::Set)]
-    require_source_label: bool,
     /// Where /livez, /readyz and /metrics are served
     #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     admin_address: SocketAddr,
-    /// Whether the source job may be used: who may write TokenCaches can then run pods in their namespaces
-    #[arg(long, env = "TOKENCACHE_ALLOW_JOBS", default_value_t = true, action = clap::ArgAction::Set)]
-    allow_jobs: bool,
-    /// Image with this very program, for the pods of jobs
-    #[arg(long, env = "TOKENCACHE_COLLECTOR_IMAGE", default_value = COLLECTOR_IMAGE, value_name = "IMAGE")]
-    collector_image: String,
-    /// Name of this replica, in Leases and in status. Default: the host's name, which in a pod is the pod's
-    #[arg(long, env = "TOKENCACHE_IDENTITY")]
-    identity: Option<String>,
+    #[command(flatten)]
+    runner: runner::Flags,
     /// How log lines look; what is logged is set by the environment variable TOKENCACHE_LOG
     #[arg(long, env = "TOKENCACHE_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
 }
-
-/// The image of this version.
-const COLLECTOR_IMAGE: &str = concat!("tokencache:", env!("CARGO_PKG_VERSION"));
 
 /// All has ended by then, whatever the API server does.
 const LAST_MOMENT: Duration = Duration::from_secs(9);
@@ -74,10 +44,6 @@ const LAST_MOMENT: Duration = Duration::from_secs(9);
 /// Runs the controller until SIGTERM or Ctrl-C.
 pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitCode> {
     start_log(flags.log_format)?;
-    let lease_duration = flags.lease_duration.as_std();
-    if !(1..=3600).contains(&lease_duration.as_secs()) || lease_duration.subsec_nanos() > 0 {
-        bail!("--lease-duration {}: write whole seconds, from 1s to 1h", flags.lease_duration);
-    }
     let config = cluster.config().await?;
     let server = config.cluster_url.clone();
     let metrics = Metrics::default();
@@ -89,33 +55,11 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     let client =
         ClientBuilder::try_from(config).context("the cluster's settings cannot be used")?.with_layer(&count).build();
 
-    let identity = match flags.identity.filter(|identity| !identity.is_empty()) {
-        Some(identity) => identity,
-        None => hostname::get().context("the host has no name: set --identity")?.to_string_lossy().into_owned(),
-    };
-    let clock = Clock::system();
-    let events = Events::new(client.clone(), identity.clone());
-    let fetcher = FetcherConfig {
-        addresses: AddressRules::new(flags.allow_cidr, flags.deny_cidr),
-        require_source_label: flags.require_source_label,
-        allow_jobs: flags.allow_jobs,
-        collector_image: flags.collector_image,
-    };
-    let runner = Runner {
-        client: client.clone(),
-        clock: clock.clone(),
-        locks: Locks::new(client.clone(), clock.clone(), identity.clone(), lease_duration),
-        fetcher: Fetcher::new(client.clone(), fetcher, clock),
-        reporter: Reporter { client: client.clone(), events: events.clone() },
-        events,
-        metrics: metrics.clone(),
-        notes: Notes::default(),
-    };
-    let settings = Settings {
-        namespaces: flags.namespace,
-        concurrency: flags.concurrency.into(),
-        require_source_label: flags.require_source_label,
-    };
+    let identity = flags.runner.identity()?;
+    let require_source_label = flags.runner.require_source_label;
+    let runner = flags.runner.runner(client, identity.clone(), metrics.clone())?;
+    let settings =
+        Settings { namespaces: flags.namespace, concurrency: flags.concurrency.into(), require_source_label };
 
     let readiness = admin::starting();
     let stop_admin = CancellationToken::new();

@@ -1,12 +1,23 @@
 //! The command line; one file per command.
 
+mod clear;
 mod collect;
+mod consumer;
 mod controller;
+mod direct;
+mod fetch;
+mod list;
+mod refresh;
+mod runner;
+mod screen;
+mod status;
+mod summary;
+mod waiting;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use anyhow::{Context as _, anyhow};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use kube::{
     Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -38,8 +49,27 @@ struct Cluster {
 enum Command {
     /// Run the controller
     Controller(Box<controller::Flags>),
+    #[command(after_help = fetch::EXIT_CODES)]
+    /// Print the cached value, or ask for a new one where it is missing or has expired, and wait for it
+    Fetch(Box<fetch::Flags>),
+    #[command(after_help = refresh::EXIT_CODES)]
+    /// Ask for a new value, and wait for it
+    Refresh(refresh::Flags),
+    #[command(after_help = clear::EXIT_CODES)]
+    /// Delete the Secret: an Eager TokenCache is fetched anew at once, a Lazy one at the next request
+    Clear(clear::Flags),
+    /// List TokenCaches
+    #[command(visible_alias = "ls")]
+    List(list::Flags),
+    /// Show one TokenCache
+    Status(status::Flags),
     /// Print the CustomResourceDefinition
     Crd,
+    /// Print a script that completes commands and flags: source <(tokencache completion bash)
+    Completion {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
     /// Hand a job's result over; runs in the job's pod
     #[command(hide = true)]
     Collect(collect::Flags),
@@ -54,6 +84,27 @@ enum LogFormat {
     Json,
 }
 
+/// Name of the file under which kubectl finds it as a plugin.
+const PLUGIN: &str = "kubectl-tokencache";
+
+impl Cli {
+    /// Reads the command line; ends the program where it is wrong. Linked as `kubectl-tokencache`, it calls itself
+    /// `kubectl tokencache`.
+    #[must_use]
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Self {
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let called = arguments.first().map(PathBuf::from);
+        let called = called.as_deref().and_then(|path| path.file_stem()).unwrap_or_default();
+        let mut command = Self::command();
+        if called == PLUGIN {
+            command = command.bin_name("kubectl tokencache");
+        }
+        let matches = command.try_get_matches_from_mut(arguments);
+        let read = matches.and_then(|matches| Self::from_arg_matches(&matches));
+        read.unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+}
+
 /// Runs what the command line says.
 ///
 /// # Errors
@@ -62,6 +113,15 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Controller(flags) => controller::run(&cli.cluster, *flags).await,
         Command::Collect(flags) => collect::run(&flags),
+        Command::Fetch(flags) => fetch::run(&cli.cluster, *flags).await,
+        Command::Refresh(flags) => refresh::run(&cli.cluster, flags).await,
+        Command::Clear(flags) => clear::run(&cli.cluster, flags).await,
+        Command::List(flags) => list::run(&cli.cluster, flags).await,
+        Command::Status(flags) => status::run(&cli.cluster, flags).await,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "tokencache", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Crd => {
             let text = crd_yaml()?;
             std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())?;
@@ -90,8 +150,11 @@ impl Cluster {
                     .with_context(|| format!("the kubeconfig {} cannot be read", path.display()))?;
                 Config::from_custom_kubeconfig(file, &options).await.context("the kubeconfig cannot be used")?
             }
-            None if self.context.is_some() => Config::from_kubeconfig(&options).await.context(hint)?,
-            None => Config::infer().await.context(hint)?,
+            // Their texts repeat their causes.
+            None if self.context.is_some() => {
+                Config::from_kubeconfig(&options).await.map_err(|error| anyhow!("{hint} ({error})"))?
+            }
+            None => Config::infer().await.map_err(|error| anyhow!("{hint} ({error})"))?,
         };
         config.default_retry = false;
         Ok(config)
@@ -128,8 +191,6 @@ fn start_log(format: LogFormat) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -315,7 +315,7 @@ impl Context {
                 () = cancel.cancelled() => return Ok(Ran::Cancelled),
                 place = limits.place(destination(&cache.spec)) => place,
             };
-            let ran = Box::pin(runner.run(&cache, metadata.as_deref(), &cancel)).await;
+            let ran = runner.run(&cache, metadata.as_deref(), &cancel).await;
             drop(place);
             ran
         }));

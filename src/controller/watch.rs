@@ -32,7 +32,7 @@ use crate::{
     metrics::Standing,
     notes::{Key, Notes},
     reason::Reason,
-    references::References,
+    references::{References, is_rotation},
     run::{Runner, owner},
 };
 
@@ -287,7 +287,7 @@ fn changed<K: Resource<DynamicType = ()> + Send>(
     kind: ReferenceKind,
 ) -> impl futures::Stream<Item = (String, Reference)> + Send {
     objects.filter_map(move |object| async move {
-        let object = object.ok()?;
+        let object = object.ok().filter(|object| !is_rotation(object.meta()))?;
         Some((object.namespace()?, Reference { kind, name: object.name_any() }))
     })
 }

@@ -18,6 +18,15 @@ pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
         }
         Some(Source::GitHubApp(app)) => check_tls("spec.fetch.githubApp.tls", app.api_url(), app.tls.as_ref())?,
         Some(Source::Job(job)) => super::job::check(job)?,
+        Some(Source::Http(http)) => {
+            check_tls("spec.fetch.http.tls", &http.url, http.tls.as_ref())?;
+            super::http::check(http)?;
+            if http.result.token.is_none() && spec.target.data.is_empty() {
+                let message =
+                    "must be set, since spec.fetch.http.result has no token: say what of `values` the Secret holds";
+                return Err(Invalid::new("spec.target.data", message));
+            }
+        }
         Some(Source::ServiceAccountToken(_)) | None => {}
     }
     check_target(&spec.target)
@@ -159,6 +168,76 @@ mod tests {
     }
 
     #[test]
+    fn what_the_pages_show_is_right() {
+        let pages = [
+            (include_str!("../../docs/sources/http.md"), 5),
+            (include_str!("../../docs/sources/service-account-token.md"), 1),
+        ];
+        for (page, number) in pages {
+            let blocks: Vec<_> = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+            assert_eq!(blocks.len(), number);
+            for block in blocks {
+                let mut cache: Value = serde_saphyr::from_str(block).expect(block);
+                cache["metadata"] = json!({"name": "a"});
+                cache["apiVersion"] = "tokencache.dev/v1alpha1".into();
+                cache["kind"] = "TokenCache".into();
+                let cache: crate::api::TokenCache = serde_json::from_value(cache).expect(block);
+                assert_eq!(crate::api::validate(&cache), Ok(()), "{block}");
+                assert_eq!(check(&cache.spec), Ok(()), "{block}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_request_is_told_by_its_field() {
+        let header = |value: &str| json!({"headers": [{"name": "X-A", "value": value}]});
+        for (change, field, words) in [
+            (json!({}), "", ""),
+            (header("a\nb"), "spec.fetch.http.headers[X-A]", "the value holds a line break"),
+            (header("a\n"), "spec.fetch.http.headers[X-A]", "the value ends with a newline"),
+            (json!({"json": "secret.a"}), "spec.fetch.http.json", "names secret; there are secrets"),
+            (json!({"json": "{"}), "spec.fetch.http.json", "is not CEL"),
+            (
+                json!({"form": [{"name": "a", "expression": "token"}]}),
+                "spec.fetch.http.form[a]",
+                "names token; there are secrets",
+            ),
+            (json!({"query": [{"name": "a", "expression": "("}]}), "spec.fetch.http.query[a]", "is not CEL"),
+            (json!({"body": {"expression": "now"}}), "spec.fetch.http.body", "names now; there are secrets"),
+            (
+                json!({"result": {"token": "token"}}),
+                "spec.fetch.http.result.token",
+                "names token; there are response, now",
+            ),
+            (
+                json!({"result": {"token": "'a'", "expiresAt": "secrets.a"}}),
+                "spec.fetch.http.result.expiresAt",
+                "names secrets",
+            ),
+            (
+                json!({"result": {"values": {"v": "response.json.map(x, x)"}}}),
+                "spec.fetch.http.result.values[v]",
+                "uses a macro that loops",
+            ),
+            (json!({"result": {"values": {"v": "response.body"}}}), "spec.target.data", "must be set"),
+            (json!({"tls": {"caBundle": "%"}}), "spec.fetch.http.tls.caBundle", "is not base64"),
+        ] {
+            let mut http = json!({"url": "https://api.example.com", "result": {"token": "response.body"}});
+            for (key, value) in change.as_object().unwrap() {
+                http[key] = value.clone();
+            }
+            let spec = serde_json::from_value(json!({"fetch": {"http": http}})).unwrap();
+            match check(&spec) {
+                Ok(()) => assert_eq!(field, "", "{change}"),
+                Err(invalid) => {
+                    assert_eq!(invalid.field, field, "{invalid}");
+                    assert!(invalid.message.contains(words), "{invalid}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_kubernetes_would_refuse_is_told_by_its_field() {
         let long = "a".repeat(254);
         for (target, tls, field) in [
@@ -188,5 +267,46 @@ mod tests {
             let invalid = check(&spec(target.clone(), tls)).expect_err(&target.to_string());
             assert!(invalid.field.starts_with(field), "{invalid}");
         }
+    }
+
+    /// The manifests of a text: documents in YAML, and blocks of it in Markdown.
+    fn manifests(text: &str, markdown: bool) -> Vec<Value> {
+        let blocks: Vec<&str> = if markdown {
+            let blocks = text.split("```yaml\n").skip(1);
+            blocks
+                .filter_map(|block| block.split("```").next())
+                .filter(|block| block.starts_with("apiVersion"))
+                .collect()
+        } else {
+            text.split("\n---\n").collect()
+        };
+        blocks.iter().filter_map(|block| serde_saphyr::from_str::<Option<Value>>(block).expect(block)).collect()
+    }
+
+    #[test]
+    fn every_token_cache_in_the_examples_and_the_documentation_is_right() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut checked = 0;
+        for folder in ["examples", "docs", "docs/sources"] {
+            for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+                let file = entry.unwrap().path();
+                let markdown = match file.extension().and_then(|extension| extension.to_str()) {
+                    Some("md") => true,
+                    Some("yaml") => false,
+                    _ => continue,
+                };
+                let text = std::fs::read_to_string(&file).unwrap();
+                for manifest in manifests(&text, markdown).into_iter().filter(|found| found["kind"] == "TokenCache") {
+                    let name = format!("{}: {}", file.display(), manifest["metadata"]["name"]);
+                    let cache: crate::api::TokenCache = serde_json::from_value(manifest.clone()).expect(&name);
+                    // A field that is unknown, and so ignored, would be missing here.
+                    assert_eq!(serde_json::to_value(&cache.spec).unwrap(), manifest["spec"], "{name}");
+                    assert_eq!(crate::api::validate(&cache), Ok(()), "{name}");
+                    assert_eq!(check(&cache.spec), Ok(()), "{name}");
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked >= 14, "{checked}");
     }
 }

@@ -103,7 +103,7 @@ fn lifetime(member: &Member) -> Option<TimeDelta> {
     delta(number(member)?)
 }
 
-fn point(member: &Member) -> Option<DateTime<Utc>> {
+pub(super) fn point(member: &Member) -> Option<DateTime<Utc>> {
     match (number(member), member) {
         (Some(number), _) => unix(number),
         (None, Member::Text(text)) => time::parse_rfc3339(text.expose_secret().trim()).ok(),

@@ -1,8 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
-use proptest::prelude::*;
+use proptest::{prelude::*, strategy::ValueTree as _};
 
 use super::*;
+use crate::fetch::cel::{MAX_BRACKETS, MAX_TEXT};
 
 fn fetched() -> Fetched {
     let values = [("access_token", "hunter2"), ("scope", "a b"), ("n", "3600")];
@@ -17,6 +18,11 @@ fn give(text: &str, fetched: &Fetched) -> Result<String, Failure> {
     let target = Target { data: [("k".to_owned(), text.to_owned())].into(), ..Target::default() };
     let mut data = render(&target, fetched, "cache", "space")?;
     Ok(String::from_utf8(data.remove("k").expect("the key").expose_secret().to_vec()).expect("text"))
+}
+
+fn give_bytes(text: &str, fetched: &Fetched) -> Result<usize, Failure> {
+    let target = Target { data: [("k".to_owned(), text.to_owned())].into(), ..Target::default() };
+    Ok(render(&target, fetched, "cache", "space")?["k"].expose_secret().len())
 }
 
 #[test]
@@ -47,6 +53,12 @@ fn an_expression_gives_text_or_bytes_made_of_the_value() {
             r#"{"auths":{"registry.example.com":{"auth":"bWU6aHVudGVyMg=="}}}"#,
         ),
         ("''", ""),
+        ("url.encode('a b/c@d~é')", "a%20b%2Fc%40d~%C3%A9"),
+        (r#"json.encode({'b': [1, 2.5, null, true], 'a': token + '"'})"#, r#"{"a":"hunter2\"","b":[1,2.5,null,true]}"#),
+        (r#"strings.quote('a"\n')"#, r#""a\"\n""#),
+        ("string('aéb'.indexOf('b')) + string('aéa'.lastIndexOf('a')) + string('a'.indexOf('x'))", "22-1"),
+        ("string('aba'.indexOf('a', 1))", "2"),
+        ("'abc'.matches('^[a-c]+$') && 'abc'.contains('bc') ? 'abc'.find('b.') : ''", "bc"),
     ] {
         assert_eq!(give(text, &fetched()).as_deref(), Ok(expected), "{text}");
     }
@@ -64,7 +76,7 @@ fn without_data_the_secret_holds_the_token() {
 #[test]
 fn what_goes_wrong_is_told_by_the_field_and_never_by_the_value() {
     for (text, words) in [
-        ("values.missing", "there is no missing; values has access_token, n, scope"),
+        ("values.missing", "values has no key missing: it has access_token, n, scope"),
         ("values[token]", "a key is missing"),
         ("{'a': 'b'}[token]", "a key is missing"),
         ("int(token)", "int does not work on this value"),
@@ -88,7 +100,7 @@ fn what_goes_wrong_is_told_by_the_field_and_never_by_the_value() {
         ("values", "gives a map"),
         ("[token]", "gives a list"),
         ("expiresAt", "gives a timestamp"),
-        ("token.x", "gives a bool"),
+        ("token.x", "token is a string, which has no key x"),
     ] {
         let failure = give(text, &fetched()).expect_err(text);
         assert_eq!(failure.reason, Reason::InvalidResponse, "{text}: {failure}");
@@ -170,9 +182,41 @@ fn no_expression_grows_beyond_what_a_secret_can_hold() {
         assert_eq!(failure.reason, Reason::InvalidResponse, "{text}: {failure}");
     }
     let failure = give(&["token"; 40].join(" + "), &large).unwrap_err();
-    assert!(failure.message.contains("reads more than"), "{failure}");
-    let power = format!("'aaaaaaaaaa'{}", ".replace('a', 'aaaaaaaaaa')".repeat(20));
-    assert!(give(&power, &fetched()).unwrap_err().message.contains("replace does not work"));
+    assert!(failure.message.contains("handles too much"), "{failure}");
+    let nested = |open: &str, text: &str, times: usize| {
+        let close = ")".repeat(open.matches('(').count() * times);
+        format!("{}'{text}'{close}", open.repeat(times))
+    };
+    for (text, function) in [
+        (format!("'aaaaaaaaaa'{}", ".replace('a', 'aaaaaaaaaa')".repeat(20)), "replace"),
+        (nested("base64.encode(bytes(", &"x".repeat(1000), 45), "encode"),
+        (nested("strings.quote(", "\"", 90), "quote"),
+        (nested("json.encode(", "\"", 90), "encode"),
+    ] {
+        let failure = give(&text, &fetched()).expect_err(&text);
+        let words = format!("{function} does not work on this value (what it would give is too large");
+        assert!(failure.message.contains(&words), "{failure}");
+    }
+}
+
+#[test]
+fn no_expression_works_for_long_on_what_was_made_for_it() {
+    let mut token = "a".repeat(1 << 19);
+    token.push('b');
+    let values = [("long".to_owned(), "a".repeat(1 << 20).into()), ("short".to_owned(), token.into())].into();
+    let large = Fetched { values, ..fetched() };
+    // Each of these takes time with the product of the lengths, where it is done naively.
+    assert_eq!(give("string(values.long.indexOf(values.short))", &large).as_deref(), Ok("-1"));
+    assert_eq!(give("string(values.long.lastIndexOf(values.short))", &large).as_deref(), Ok("-1"));
+    assert_eq!(give("values.long.matches('(a|a)*(a|a)*c') ? 'a' : 'b'", &large).as_deref(), Ok("b"));
+    for (text, words) in [
+        ("bytes(values.long).contains(bytes(values.short)) ? 'a' : 'b'", "contains does not work"),
+        ("values.long.matches('(a{1000}){1000}b') ? 'a' : 'b'", "matches does not work"),
+        ("values.long.find(values.short)", "find does not work"),
+    ] {
+        let failure = give(text, &large).expect_err(text);
+        assert!(failure.message.contains(words), "{text}: {failure}");
+    }
 }
 
 fn words() -> impl Strategy<Value = String> {
@@ -233,6 +277,123 @@ fn words() -> impl Strategy<Value = String> {
         "`",
     ];
     proptest::collection::vec(proptest::sample::select(words.to_vec()), 0..14).prop_map(|words| words.concat())
+}
+
+/// Expressions that are mostly well-formed: nested, looping, growing.
+fn grammar() -> impl Strategy<Value = String> {
+    let leaf = proptest::sample::select(vec![
+        "token",
+        "values",
+        "values.scope",
+        "values['n']",
+        "expiresAt",
+        "metadata.name",
+        "'a'",
+        "'\\\\'",
+        "b'\\xff'",
+        "1",
+        "-9223372036854775808",
+        "18446744073709551615u",
+        "1e308",
+        "null",
+        "true",
+        "[]",
+        "{}",
+        "values.missing",
+        "timestamp('9999-12-31T23:59:59Z')",
+        "duration('2562047h')",
+        "x",
+    ]);
+    leaf.prop_map(str::to_owned).prop_recursive(6, 40, 3, |inner| {
+        let one = inner.clone();
+        let unary = proptest::sample::select(vec![
+            "base64.encode(bytes(@))",
+            "string(base64.decode(@))",
+            "strings.quote(@)",
+            "json.encode(@)",
+            "url.encode(@)",
+            "string(@)",
+            "int(@)",
+            "double(@)",
+            "size(@)",
+            "bytes(@)",
+            "[@]",
+            "{'a': @}",
+            "{@: 1}",
+            "!(@)",
+            "-(@)",
+            "has((@).a)",
+            "(@).a",
+            "(@)[0]",
+            "(@).trim()",
+            "(@).upperAscii()",
+            "(@).getDayOfYear()",
+            "(@).getHours()",
+            "(@).map(x, @)",
+            "(@).filter(x, x == @)",
+            "(@).all(x, true)",
+            "(@).exists(x, x)",
+            "timestamp(@)",
+            "(@).join('aaaaaaaa')",
+            "(@).split('')",
+            "(@).replace('', 'aaaaaaaa')",
+        ])
+        .prop_flat_map(move |form| one.clone().prop_map(move |part| form.replace('@', &part)));
+        let binary = proptest::sample::select(vec![
+            "(@) + (#)",
+            "(@) - (#)",
+            "(@) * (#)",
+            "(@) / (#)",
+            "(@) % (#)",
+            "(@) == (#)",
+            "(@) < (#)",
+            "(@) in (#)",
+            "(@) && (#)",
+            "(@) || (#)",
+            "(@)[#]",
+            "(@) ? (#) : (@)",
+            "(@).contains(#)",
+            "(@).indexOf(#)",
+            "(@).lastIndexOf(#)",
+            "(@).matches(#)",
+            "(@).find(#)",
+            "(@).replace(#, @)",
+            "(@).substring(#)",
+            "(@).charAt(#)",
+            "(@).split(#)",
+            "(@).join(#)",
+            "[@, #]",
+            "{@: #}",
+        ]);
+        let binary = (binary, inner.clone(), inner).prop_map(|(form, a, b)| form.replace('@', &a).replace('#', &b));
+        unary.boxed().prop_union(binary.boxed())
+    })
+}
+
+/// For a minute with TOKENCACHE_LONG=1. What hangs or grows without end would not let the test come to its own end.
+#[test]
+fn no_expression_brings_it_down_or_tells_the_value() {
+    let long = std::env::var("TOKENCACHE_LONG").is_ok_and(|value| value == "1");
+    let length = std::time::Duration::from_secs(if long { 60 } else { 5 });
+    let start = std::time::Instant::now();
+    let mut runner = proptest::test_runner::TestRunner::default();
+    let strategy = grammar().boxed().prop_union(words().boxed());
+    let (mut cases, mut ran) = (0, 0);
+    while start.elapsed() < length || cases < 100 {
+        cases += 1;
+        let text = strategy.new_tree(&mut runner).unwrap().current();
+        match give_bytes(&text, &fetched()) {
+            Ok(given) => {
+                assert!(given <= MAX_OUTPUT, "{text}");
+                ran += 1;
+            }
+            Err(failure) => {
+                assert!(!failure.message.contains("hunter2"), "{text}: {failure}");
+                ran += u32::from(failure.reason == Reason::InvalidResponse);
+            }
+        }
+    }
+    assert!(ran > 0, "none of {cases} compiled");
 }
 
 proptest! {

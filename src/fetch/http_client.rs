@@ -58,7 +58,6 @@ pub(super) struct Answer {
     pub(super) body: Zeroizing<Vec<u8>>,
     /// Host of the redirect's target.
     redirect: Option<String>,
-    content_type: Option<String>,
     pub(super) peer: Peer,
 }
 
@@ -190,7 +189,6 @@ impl Connection {
             headers: headers.clone(),
             retry_after: retry_after(headers, now()),
             redirect: redirect_host(headers, &self.url),
-            content_type: content_type(headers),
             body: Zeroizing::default(),
             peer: self.peer.clone(),
         };
@@ -232,9 +230,13 @@ async fn read(mut response: Response, peer: &Peer) -> Result<Zeroizing<Vec<u8>>,
 impl Answer {
     /// The failure that the status means; `None` for 2xx. The detail is what may be told of the body.
     pub(super) fn refusal(&self, detail: Option<&str>) -> Option<Failure> {
+        (!self.status.is_success()).then(|| self.refused(detail))
+    }
+
+    /// The failure that the status means, where it does not mean success.
+    pub(super) fn refused(&self, detail: Option<&str>) -> Failure {
         let status = self.status;
         let reason = match status.as_u16() {
-            200..=299 => return None,
             429 => Reason::RateLimited,
             500..=599 => Reason::ServerError,
             _ => Reason::Rejected,
@@ -250,7 +252,7 @@ impl Answer {
         if let Some(detail) = detail {
             message = format!("{message}: {detail}");
         }
-        Some(self.failure(reason, message))
+        self.failure(reason, message)
     }
 
     /// A failure that this answer means, with the pause that it asks for.
@@ -259,8 +261,8 @@ impl Answer {
     }
 
     /// The kind of content that the server says it sent.
-    pub(super) fn content_type(&self) -> &str {
-        self.content_type.as_deref().unwrap_or("no content type")
+    pub(super) fn content_type(&self) -> String {
+        content_type(&self.headers).unwrap_or_else(|| "no content type".to_owned())
     }
 }
 

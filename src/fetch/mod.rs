@@ -3,12 +3,12 @@
 //! A new source is a file with `fetch`, `endpoint` and `references`, and an arm in each `match` on [`Source`] here.
 
 mod address;
-#[path = "cel/limits.rs"]
-mod cel_limits;
+mod cel;
 mod check;
 mod expiry;
 mod expression;
 mod github_app;
+mod http;
 mod http_client;
 pub(crate) mod job;
 mod json;
@@ -198,6 +198,7 @@ impl Fetcher {
         let mut attempt = Attempt { sources, client, namespace: &namespace, clients, clock, phase, ends };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
+            Some(Source::Http(http)) => http::fetch(&mut attempt, http).await?,
             Some(Source::ServiceAccountToken(source)) => service_account_token::fetch(&mut attempt, source).await?,
             Some(Source::Job(_)) if !allow_jobs => return Err(job::switched_off()),
             Some(Source::GitHubApp(app)) => github_app::fetch(&mut attempt, app).await?,
@@ -228,6 +229,7 @@ pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
     let (url, proxy) = match spec.fetch.source()? {
         Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
         Source::GitHubApp(app) => github_app::endpoint(app),
+        Source::Http(http) => http::endpoint(http),
         Source::ServiceAccountToken(_) | Source::Job(_) => return None,
     };
     Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
@@ -302,6 +304,7 @@ impl Reference {
 pub fn references(spec: &TokenCacheSpec) -> Vec<Reference> {
     let found: BTreeSet<Reference> = match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => oauth2::references(oauth2).collect(),
+        Some(Source::Http(http)) => http::references(http).collect(),
         Some(Source::ServiceAccountToken(source)) => service_account_token::references(source).collect(),
         Some(Source::GitHubApp(app)) => github_app::references(app).collect(),
         Some(Source::Job(job)) => job::references(job).collect(),

@@ -124,9 +124,6 @@ const BROKEN: Wrong = "is no private key that can be read: it is damaged, or of 
 fn rsa_key(der: &[u8]) -> Result<SigningKey, Wrong> {
     // Both forms are tried by the library; jsonwebtoken wants PKCS#1, but takes PKCS#8 as PEM only.
     let pair = rsa::KeyPair::from_der(der).or_else(|_| rsa::KeyPair::from_pkcs8(der)).map_err(|_| BROKEN)?;
-    if pair.public_modulus_len() < 256 {
-        return Err("is an RSA key of less than 2048 bits, which no server should take: make a new one");
-    }
     let pkcs8: Pkcs8V1Der<'_> = pair.as_der().map_err(|_| BROKEN)?;
     let pem = zeroize::Zeroizing::new(pem_of(pkcs8.as_ref()));
     let key = EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(|_| BROKEN)?;
@@ -236,7 +233,7 @@ mod tests {
             (keys::RSA_PUBLIC, "is a public key"),
             (keys::CERTIFICATE, "is a certificate"),
             (keys::P384, "another curve than P-256"),
-            (keys::RSA_1024, "less than 2048 bits"),
+            (keys::RSA_1024, "RSA of at least 2048 bits"),
             (damaged.as_str(), "damaged"),
             (emptied, "no private key that can be read"),
             ("hunter2", "is not PEM"),

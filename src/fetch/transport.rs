@@ -36,6 +36,11 @@ pub(super) fn failure(error: &reqwest::Error, peer: &Peer) -> Failure {
     if error.is_timeout() {
         return Failure::new(Reason::Timeout, format!("no connection to {peer} in time"));
     }
+    // The type of this error is hyper's own secret. A test sees to it that the words are still these.
+    if peer.proxy.is_some() && words.contains("proxy authorization required") {
+        let message = format!("{peer}: the proxy wants another user name and password: see proxy.credentialsRef");
+        return Failure::new(Reason::Rejected, message);
+    }
     let what = match () {
         () if error.is_dns() => "its name cannot be resolved",
         () if error.is_connect() => "no connection",

@@ -173,7 +173,7 @@ fn log(
     took: Duration,
     before: Option<Lifetime>,
 ) {
-    let took_ms = took.as_millis();
+    let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     let until = |lifetime: Lifetime| lifetime.expires_at.whole_seconds().to_string();
     match result {
         Ok((_, lifetime)) => {

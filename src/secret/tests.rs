@@ -1,3 +1,4 @@
+use secrecy::SecretSlice;
 use serde_json::json;
 
 use super::*;
@@ -60,7 +61,10 @@ fn a_secret_is_intact_until_its_data_or_what_it_says_of_it_changes() {
     assert!(change(|_| {}));
     assert!(change(|secret| annotate(secret, "theirs")));
     assert!(!change(|secret| secret.data = data("other")));
-    assert!(!change(|secret| secret.data.extend([("more".to_owned(), SecretBytes(vec![1].into()))])));
+    fn more() -> [(String, SecretBytes); 1] {
+        [("more".to_owned(), SecretBytes::from(SecretSlice::from(vec![1])))]
+    }
+    assert!(!change(|secret| secret.data.extend(more())));
     assert!(!change(|secret| secret.data.clear()));
     assert!(!change(|secret| annotate(secret, ANNOTATION_EXPIRES_AT)));
     assert!(!change(|secret| annotate(secret, ANNOTATION_FETCHED_AT)));

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tokencache::api::TokenCache;
 
 use crate::{
-    node::{BUSYBOX, Stage, load_image, on_node},
-    support::{CacheView as _, SecretView as _, in_background, manifests::merge},
+    node::{BUSYBOX, Stage, on_node},
+    support::{CacheView as _, SecretView as _, image::load_image, in_background, manifests::merge},
 };
 
 /// The example of that name, with some of its words replaced, each of which has to be there.

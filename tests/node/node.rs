@@ -1,6 +1,6 @@
 //! The node, the image of the collector on it, and jobs that run there.
 
-use std::{collections::BTreeMap, path::Path, process::Output};
+use std::{collections::BTreeMap, path::Path};
 
 use k8s_openapi::api::{
     batch::v1::Job,
@@ -10,12 +10,9 @@ use kube::ResourceExt as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokencache::api::{TokenCache, names::LABEL_CACHE};
-use tokio::{
-    process::Command,
-    sync::{OnceCell, RwLock},
-};
+use tokio::sync::{OnceCell, RwLock};
 
-use crate::support::{CacheView as _, Controller, Namespace, manifests::merge, scenario, within};
+use crate::support::{CacheView as _, Controller, Namespace, image::load_program, manifests::merge, scenario, within};
 
 /// With a shell and the usual tools.
 pub const BUSYBOX: &str = "tokencache.test/busybox:1";
@@ -50,35 +47,9 @@ fn with_node(story: impl Future<Output = ()>) {
         return;
     };
     scenario(async move {
-        IMAGE.get_or_init(|| load_collector(&cluster)).await;
+        IMAGE.get_or_init(|| load_program(&cluster, COLLECTOR)).await;
         story.await;
     });
-}
-
-async fn load_collector(cluster: &str) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let binary = folder.path().join("tokencache");
-    // Without its debugging information, which is most of it.
-    let strip = Command::new("strip").arg("-o").arg(&binary).arg(env!("CARGO_BIN_EXE_tokencache")).output();
-    if !strip.await.is_ok_and(|output| output.status.success()) {
-        std::fs::copy(env!("CARGO_BIN_EXE_tokencache"), &binary).expect("a copy");
-    }
-    load_image(cluster, COLLECTOR, &[("--bin", &binary)]).await;
-}
-
-/// Builds an image by hack/image.sh, and loads it into the node.
-pub async fn load_image(cluster: &str, name: &str, parts: &[(&str, &Path)]) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let image = folder.path().join("image.tar");
-    let hack = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("hack").join(name);
-    let mut make = Command::new(hack("image.sh"));
-    make.arg(name).arg(&image);
-    for (flag, path) in parts {
-        make.arg(flag).arg(path);
-    }
-    assert_success("hack/image.sh", make.output().await);
-    let load = Command::new(hack("cluster.sh")).args(["load-image", "--name", cluster]).arg(&image).output().await;
-    assert_success("hack/cluster.sh load-image", load);
 }
 
 /// The cluster's kubelet, frozen until this is dropped: to the others, its node is lost.
@@ -106,11 +77,6 @@ impl Drop for FrozenNode {
     fn drop(&mut self) {
         kill_process(self.0, Signal::CONT).expect("it goes on");
     }
-}
-
-fn assert_success(what: &str, output: std::io::Result<Output>) {
-    let output = output.expect(what);
-    assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A namespace with a controller.

@@ -14,16 +14,31 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod client;
+mod client_cli;
+mod client_crowd;
+mod client_direct;
+mod client_examples;
+mod client_handle;
+mod client_roles;
 mod cost;
 mod drift;
 mod expiry;
 mod failures;
 mod fresh;
+mod github_app;
+mod http;
 mod lifecycle;
 mod lock;
+mod oauth2;
+mod prometheus;
+mod recipes;
+mod references;
 mod refusals;
 mod requests;
 mod restarts;
+mod rights;
+mod rotation;
 mod secrecy;
 mod service_account_token;
 mod shutdown;

@@ -5,7 +5,12 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use serde_json::{Value, json};
 use tokencache::api::names::LABEL_SOURCE;
 
-use crate::support::{CacheView as _, Scene, manifests::oauth2, scenario, server::Options};
+use crate::support::{
+    CacheView as _, Relay, Scene, SecretView as _,
+    manifests::oauth2,
+    scenario,
+    server::{Options, TokenServer},
+};
 
 async fn tls_scene() -> (Scene, String) {
     let scene = Scene::with_server(Options { tls: true, ..Options::default() }).await;
@@ -86,5 +91,51 @@ fn a_plain_server_at_an_https_url_is_a_tls_failure() {
         scene.cache("a", patience(json!({"tokenUrl": url}))).await;
         let cache = scene.ns.await_ready("a", false, "FetchFailed").await;
         assert_eq!(cache.last_failure(), "TlsFailed");
+    });
+}
+
+#[test]
+fn an_authority_that_rotates_is_followed_at_the_next_refresh_without_a_restart() {
+    scenario(async {
+        let (scene, old_ca) = tls_scene().await;
+        let options = scene.server.options();
+        // The same service, whose certificate is by another authority from now on.
+        let (client_id, client_secret) = (options.client_id.clone(), options.client_secret.clone());
+        let renewed = TokenServer::start(Options { tls: true, client_id, client_secret, ..Options::default() });
+        let renewed = renewed.expect("a token server");
+        let address = |server: &TokenServer| server.base().trim_start_matches("https://").parse().expect("an address");
+        let relay = Relay::start(address(&scene.server)).await;
+
+        for (kind, name) in [("ConfigMap", "from-map"), ("Secret", "from-secret")] {
+            relay.lead_to(address(&scene.server));
+            let metadata = json!({"name": "ca", "labels": {LABEL_SOURCE: "true"}});
+            match kind {
+                "ConfigMap" => {
+                    let map = json!({"metadata": metadata, "data": {"ca": old_ca}});
+                    scene.ns.create::<ConfigMap>(map).await;
+                }
+                _ => {
+                    let secret = json!({"metadata": metadata, "stringData": {"ca": old_ca}});
+                    scene.ns.create::<Secret>(secret).await;
+                }
+            }
+            let url = format!("https://{}/c/{name}/token", relay.address);
+            let tls = json!({"caRef": {"kind": kind, "name": "ca", "key": "ca"}});
+            let mut spec = oauth2(json!({"tokenUrl": url, "tls": tls}));
+            spec["retry"] = json!({"initialInterval": "1h", "maxInterval": "1h"});
+            scene.ready_cache(name, spec).await;
+            let first = scene.secret(name).await.token();
+
+            relay.lead_to(address(&renewed));
+            let new_ca = renewed.ca_pem().expect("an authority");
+            match kind {
+                "ConfigMap" => _ = scene.ns.patch::<ConfigMap>("ca", json!({"data": {"ca": new_ca}})).await,
+                _ => _ = scene.ns.patch::<Secret>("ca", json!({"stringData": {"ca": new_ca}})).await,
+            }
+            scene.ns.request(name, "now").await;
+            let what = "a token of the renewed server";
+            let secret = scene.ns.await_secret(name, what, |secret| secret.token() != first).await;
+            assert_eq!(secret.token(), renewed.issued(name)[0]);
+        }
     });
 }

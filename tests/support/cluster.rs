@@ -15,7 +15,7 @@ use super::within;
 
 const VARIABLE: &str = "TOKENCACHE_TEST_KUBECONFIG";
 
-/// A cluster that has the CustomResourceDefinition.
+/// A cluster, and by [`Cluster::get`] one that has the CustomResourceDefinition.
 pub struct Cluster {
     /// A client with an admin's rights.
     pub client: Client,
@@ -28,6 +28,16 @@ static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
 impl Cluster {
     /// The one cluster of this process.
     pub async fn get() -> &'static Self {
+        let install = async {
+            let cluster = Self::connect().await;
+            install_crd(&cluster.client).await;
+            cluster
+        };
+        CLUSTER.get_or_init(|| install).await
+    }
+
+    /// The same without the CustomResourceDefinition, for a process that installs that in its own way.
+    pub async fn bare() -> &'static Self {
         CLUSTER.get_or_init(Self::connect).await
     }
 
@@ -44,7 +54,6 @@ impl Cluster {
         // A busy API server is no failure of a test.
         config.read_timeout = Some(Duration::from_secs(300));
         let client = Client::try_from(config).expect("a client");
-        install_crd(&client).await;
         Self { client, kubeconfig }
     }
 }

@@ -19,7 +19,8 @@ use tokio::{
 
 use super::{DEADLINE, Metrics, Namespace, poll, within};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_tokencache");
+/// The binary.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_tokencache");
 const LOOPBACK: [&str; 4] = ["--allow-cidr", "127.0.0.0/8", "--allow-cidr", "::1/128"];
 
 /// What a process has written, line by line, to stdout and stderr.
@@ -87,11 +88,13 @@ pub struct Launch<'a> {
     pub log: &'a str,
     /// Further arguments.
     pub arguments: &'a [&'a str],
+    /// Instead of the one of the namespace's service account.
+    pub kubeconfig: Option<&'a str>,
 }
 
 impl Default for Launch<'_> {
     fn default() -> Self {
-        Self { loopback: true, log: "info,tokencache=trace", arguments: &[] }
+        Self { loopback: true, log: "info,tokencache=trace", arguments: &[], kubeconfig: None }
     }
 }
 
@@ -112,7 +115,11 @@ impl Controller {
     pub async fn spawn(namespace: &Namespace, launch: Launch<'_>) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let identity = format!("controller-{}", STARTED.fetch_add(1, Ordering::Relaxed));
-        let mut command = command(namespace.account().await.kubeconfig(), launch.log);
+        let kubeconfig = match launch.kubeconfig {
+            Some(kubeconfig) => kubeconfig,
+            None => namespace.account().await.kubeconfig(),
+        };
+        let mut command = command(kubeconfig, launch.log);
         command.args(["controller", "--namespace", &namespace.name, "--admin-address", "127.0.0.1:0"]);
         command.args(["--log-format", "json", "--identity", &identity]);
         command.args(launch.loopback.then_some(LOOPBACK).into_iter().flatten()).args(launch.arguments);
@@ -140,6 +147,11 @@ impl Controller {
             let answer = self.ask("/readyz").await;
             panic!("not ready within {DEADLINE:?}, but {answer:?}:\n{}", self.log());
         }
+    }
+
+    /// Address of its admin server.
+    pub fn admin(&self) -> &str {
+        &self.admin
     }
 
     /// Status and text of a path of its admin server.
@@ -195,6 +207,33 @@ pub async fn run_to_exit(kubeconfig: &str, arguments: &[&str]) -> (ExitStatus, S
     let output = within("the program ends", output).await.expect("the program is started");
     let text = [output.stdout, output.stderr].concat();
     (output.status, String::from_utf8_lossy(&text).into_owned())
+}
+
+/// How a command of the binary ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it said.
+    pub stderr: String,
+}
+
+/// Runs the binary as whoever the kubeconfig says, in a namespace.
+pub async fn tokencache(kubeconfig: &str, namespace: &str, arguments: &[&str]) -> Ended {
+    let (name, rest) = arguments.split_first().expect("a command");
+    let mut command = command(kubeconfig, "info");
+    command.arg(name).args(["--namespace", namespace]).args(rest);
+    ended(command).await
+}
+
+/// Runs a program to its end.
+pub async fn ended(mut command: Command) -> Ended {
+    let output = within("the program ends", command.kill_on_drop(true).output()).await.expect("it is started");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    let code = output.status.code().expect("an exit code");
+    Ended { code, stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// The binary, in an environment that only the test decides.

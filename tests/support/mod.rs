@@ -2,10 +2,15 @@
 
 mod cluster;
 mod controller;
+mod flaky;
+pub mod github;
+pub mod image;
 mod leaks;
 pub mod manifests;
 mod metrics;
 mod namespace;
+mod network;
+mod oidc;
 pub mod rights;
 mod scene;
 mod seen;
@@ -13,10 +18,14 @@ mod seen;
 use std::{future::Future, sync::LazyLock, time::Duration};
 
 pub use cluster::Cluster;
-pub use controller::{Controller, Launch, run_to_exit};
+pub use controller::{BINARY, Controller, Ended, Launch, ended, run_to_exit, tokencache};
+pub use flaky::FlakyApi;
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
+pub use network::{Proxy, Relay};
+pub use oidc::{OidcProvider, opened};
+pub use rights::{Account, chart_rules};
 pub use scene::Scene;
 pub use seen::{CacheView, SecretView};
 

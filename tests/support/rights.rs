@@ -25,22 +25,30 @@ pub struct Account {
 }
 
 impl Account {
-    /// Creates the account and its Role, and waits until the API server knows of both.
+    /// Creates the controllers' account and its Role, and waits until the API server knows of both.
     pub async fn create(client: &Client, namespace: &str, rules: Vec<PolicyRule>) -> Self {
-        let probe = rules.last().cloned().expect("at least one rule");
-        create::<ServiceAccount>(client, namespace, json!({})).await;
-        create::<Role>(client, namespace, json!({"rules": rules})).await;
+        Self::named(client, namespace, ACCOUNT, rules).await
+    }
+
+    /// The same for an account of another name.
+    pub async fn named(client: &Client, namespace: &str, account: &str, rules: Vec<PolicyRule>) -> Self {
+        let probe = rules.last().cloned();
+        create::<ServiceAccount>(client, namespace, account, json!({})).await;
+        create::<Role>(client, namespace, account, json!({"rules": rules})).await;
         let binding = json!({
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": ACCOUNT},
-            "subjects": [{"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
         });
-        create::<RoleBinding>(client, namespace, binding).await;
-        within("the rights hold", poll(|| async { is_allowed(client, namespace, &probe).await.then_some(()) })).await;
+        create::<RoleBinding>(client, namespace, account, binding).await;
+        if let Some(probe) = probe {
+            let holds = poll(|| async { is_allowed(client, namespace, account, &probe).await.then_some(()) });
+            within("the rights hold", holds).await;
+        }
         let request: TokenRequest =
             serde_json::from_value(json!({"spec": {"audiences": [], "expirationSeconds": TOKEN_SECONDS}}))
                 .expect("a request");
         let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-        let answer = accounts.create_token_request(ACCOUNT, &PostParams::default(), &request).await;
+        let answer = accounts.create_token_request(account, &PostParams::default(), &request).await;
         let token = answer.expect("a token").status.expect("a token").token;
         Self { kubeconfig: kubeconfig(&token).await }
     }
@@ -51,11 +59,11 @@ impl Account {
     }
 }
 
-async fn create<K>(client: &Client, namespace: &str, mut manifest: Value)
+async fn create<K>(client: &Client, namespace: &str, name: &str, mut manifest: Value)
 where
     K: super::namespace::Object + serde::Serialize,
 {
-    manifest["metadata"] = json!({"name": ACCOUNT});
+    manifest["metadata"] = json!({"name": name});
     let object: K = serde_json::from_value(manifest).expect("an object");
     Api::<K>::namespaced(client.clone(), namespace).create(&PostParams::default(), &object).await.expect("created");
 }
@@ -91,20 +99,20 @@ async fn await_right(ns: &Namespace, verb: &str, group: &str, resource: &str, wa
         verbs: vec![verb.to_owned()],
         ..PolicyRule::default()
     };
-    let ask = || async { (is_allowed(ns.client(), &ns.name, &rule).await == wanted).then_some(()) };
+    let ask = || async { (is_allowed(ns.client(), &ns.name, ACCOUNT, &rule).await == wanted).then_some(()) };
     within("the changed role is in force", poll(ask)).await;
 }
 
 /// The authorizer learns of a Role by a watch.
-async fn is_allowed(client: &Client, namespace: &str, rule: &PolicyRule) -> bool {
+async fn is_allowed(client: &Client, namespace: &str, account: &str, rule: &PolicyRule) -> bool {
     let first = |list: &Option<Vec<String>>| list.as_ref().and_then(|list| list.first().cloned()).unwrap_or_default();
     let resource = first(&rule.resources);
     let (resource, subresource) = resource.split_once('/').unwrap_or((&resource, ""));
     let review: SubjectAccessReview = serde_json::from_value(json!({"spec": {
-        "user": format!("system:serviceaccount:{namespace}:{ACCOUNT}"),
+        "user": format!("system:serviceaccount:{namespace}:{account}"),
         "resourceAttributes": {
             "namespace": namespace, "group": first(&rule.api_groups), "resource": resource,
-            "subresource": subresource, "verb": rule.verbs.first(),
+            "subresource": subresource, "verb": rule.verbs.first(), "name": first(&rule.resource_names),
         },
     }}))
     .expect("a review");

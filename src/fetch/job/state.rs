@@ -17,7 +17,7 @@ use crate::{
     lock::Owner,
     observe::{ApiError, limited},
     reason::Reason,
-    secret::SealedSecret,
+    sealed::SealedSecret,
 };
 
 /// How long a state is tried to be written.

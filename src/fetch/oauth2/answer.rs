@@ -28,7 +28,9 @@ impl Confidence {
 
     /// This is said where the client or its grant is refused. It holds nothing secret.
     pub(super) fn note(&mut self, note: String) {
-        self.notes.push(note);
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
     }
 
     fn redactor(&self) -> Redactor {

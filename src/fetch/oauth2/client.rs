@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     api::oauth2::{ClientAuth, Grant, OAuth2},
-    fetch::{Attempt, Failure},
+    fetch::{Attempt, Failure, redact::Redactor},
     reason::Reason,
     time::rfc3339,
 };
@@ -65,7 +65,7 @@ pub(super) async fn authenticate(
             add_assertion(request, id, &signed);
         }
         ClientAuth::MutualTls => {
-            check_certificate(attempt, oauth2).await?;
+            check_certificate(attempt, oauth2, request).await?;
             request.form.add("client_id", id.expose_secret());
         }
     }
@@ -106,28 +106,38 @@ fn basic(pair: &str) -> Result<HeaderValue, Failure> {
 }
 
 /// A server that is shown an expired certificate may well say nothing but that the handshake failed.
-async fn check_certificate(attempt: &mut Attempt<'_>, oauth2: &OAuth2) -> Result<(), Failure> {
+async fn check_certificate(attempt: &mut Attempt<'_>, oauth2: &OAuth2, request: &mut Request) -> Result<(), Failure> {
     let reference = oauth2.tls.as_ref().and_then(|tls| tls.client_cert_ref.as_ref());
     let reference = reference.ok_or_else(|| missing("tls.clientCertRef"))?;
     let now = attempt.clock.now();
     let secret = attempt.sources.secret(&reference.name).await?;
-    match validity(secret.bytes("tls.crt")?.expose_secret()) {
-        // What cannot be read here is told when the connection is made.
-        None => Ok(()),
-        Some((_, until)) if until <= now => {
-            Err(secret.unusable("tls.crt", &format!("is a certificate that expired at {}", rfc3339(until))))
-        }
-        Some((from, _)) if now < from => Err(Failure::new(
-            Reason::TlsFailed,
-            format!("{}, key tls.crt: the certificate is not valid before {}", secret.title(), rfc3339(from)),
-        )),
-        Some(_) => Ok(()),
+    // What cannot be read here is told when the connection is made.
+    let Some(Shown { subject, from, until }) = shown(secret.bytes("tls.crt")?.expose_secret()) else { return Ok(()) };
+    if until <= now {
+        return Err(secret.unusable("tls.crt", &format!("is a certificate that expired at {}", rfc3339(until))));
     }
+    if now < from {
+        let message = format!("{}, key tls.crt: the certificate is not valid before {}", secret.title(), rfc3339(from));
+        return Err(Failure::new(Reason::TlsFailed, message));
+    }
+    request.confidence.note(format!("the client's certificate is that of {}, for {subject}", secret.title()));
+    Ok(())
 }
 
-fn validity(pem: &[u8]) -> Option<(DateTime<Utc>, DateTime<Utc>)> {
+/// What a certificate shows of itself.
+struct Shown {
+    subject: String,
+    from: DateTime<Utc>,
+    until: DateTime<Utc>,
+}
+
+fn shown(pem: &[u8]) -> Option<Shown> {
     let certificate = CertificateDer::from_pem_slice(pem).ok()?;
     let (_, certificate) = x509_parser::parse_x509_certificate(&certificate).ok()?;
     let moment = |time: x509_parser::time::ASN1Time| DateTime::from_timestamp(time.timestamp(), 0);
-    Some((moment(certificate.validity().not_before)?, moment(certificate.validity().not_after)?))
+    Some(Shown {
+        subject: Redactor::default().clean(&certificate.subject().to_string()),
+        from: moment(certificate.validity().not_before)?,
+        until: moment(certificate.validity().not_after)?,
+    })
 }

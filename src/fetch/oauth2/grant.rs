@@ -11,7 +11,7 @@ use super::{
 use crate::{
     api::{
         Duration,
-        oauth2::{Grant, OAuth2, TokenSource},
+        oauth2::{Grant, OAuth2, SecretKeyRef, TokenSource},
     },
     fetch::{Attempt, Failure, token_request::TokenRequest},
 };
@@ -89,7 +89,11 @@ async fn add_token(
     request: &mut Request,
 ) -> Result<(), Failure> {
     let (token, default_type) = match (&source.secret_ref, &source.service_account) {
-        (Some(reference), _) => (request.secret(attempt, reference).await?, ACCESS_TOKEN),
+        (Some(reference), _) => {
+            let SecretKeyRef { name: secret, key } = reference;
+            request.confidence.note(format!("the {name} is that of key {key} in Secret {secret}"));
+            (request.secret(attempt, reference).await?, ACCESS_TOKEN)
+        }
         (None, Some(account)) => {
             let wanted = TokenRequest {
                 account: &account.name,

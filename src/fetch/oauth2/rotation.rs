@@ -19,11 +19,11 @@ use zeroize::Zeroizing;
 
 use super::{Exchange, Exchanged, answer};
 use crate::{
-    api::{names::FIELD_MANAGER, oauth2::SecretKeyRef},
+    api::{names::FIELD_MANAGER_ROTATION, oauth2::SecretKeyRef},
     fetch::{Attempt, Failure, Phase, redact::Redactor},
     observe::{ApiError, limited},
     reason::Reason,
-    secret::SealedSecret,
+    sealed::SealedSecret,
 };
 
 /// The member of an answer that holds the new token.
@@ -186,8 +186,7 @@ impl Rotation {
         let api = Api::<SealedSecret>::namespaced(self.client.clone(), &self.namespace);
         let found = limited(api.get_opt(&self.reference.name)).await?;
         let value = found.as_ref().and_then(|found| found.data.get(&self.reference.key));
-        let is =
-            |token: &SecretString| value.is_some_and(|value| value.expose_secret() == token.expose_secret().as_bytes());
+        let is = |token: &SecretString| value.is_some_and(|value| value.expose() == token.expose_secret().as_bytes());
         match () {
             () if is(new) => Ok(Written::Done),
             () if is(&self.old) => Err(error),
@@ -206,8 +205,10 @@ impl Rotation {
             {"op": "replace", "path": path, "value": encode(new)},
         ]);
         let dry_run = if dry_run { "&dryRun=All" } else { "" };
-        let url =
-            format!("{}/{name}?fieldManager={FIELD_MANAGER}{dry_run}", Secret::url_path(&(), Some(&self.namespace)));
+        let url = format!(
+            "{}/{name}?fieldManager={FIELD_MANAGER_ROTATION}{dry_run}",
+            Secret::url_path(&(), Some(&self.namespace))
+        );
         let body = Zeroizing::new(patch.to_string());
         let request = http::Request::patch(url)
             .header(header::CONTENT_TYPE, "application/json-patch+json")

@@ -254,8 +254,8 @@ async fn a_proxy_resolves_the_name_and_tls_goes_through_it_to_the_server() {
     world.objects.secret("proxy", &[("username", "user"), ("password", "wrong")]);
     let failure = assert_failed(
         fetcher.fetch(&cache).await,
-        Reason::Unreachable,
-        &["id.example.com:443 through the proxy", &address.to_string(), "proxy authorization required"],
+        Reason::Rejected,
+        &["id.example.com:443 through the proxy", &address.to_string(), "see proxy.credentialsRef"],
     );
     assert!(!failure.message.contains("wrong"), "{failure}");
 }

@@ -5,6 +5,10 @@
 mod addresses;
 mod answers;
 mod connections;
+mod github_app;
+mod grants;
+mod http;
+mod rotation;
 
 use std::{
     collections::BTreeMap,
@@ -13,13 +17,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use ::http::{HeaderMap, Response, header};
 use axum::{
     Router,
     body::{Body, to_bytes},
     extract::Request,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use http::{HeaderMap, Response, header};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
@@ -29,6 +33,7 @@ use crate::{api::TokenCache, reason::Reason, time::Clock};
 /// What a server saw of a request.
 #[derive(Clone, Debug)]
 struct Seen {
+    method: String,
     target: String,
     headers: HeaderMap,
     body: String,
@@ -59,7 +64,8 @@ impl Server {
         Router::new().fallback(async move |request: Request| {
             let (parts, body) = request.into_parts();
             let body = String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap();
-            let one = Seen { target: parts.uri.to_string(), headers: parts.headers, body };
+            let one =
+                Seen { method: parts.method.to_string(), target: parts.uri.to_string(), headers: parts.headers, body };
             seen.lock().unwrap().push(one.clone());
             respond(&one)
         })
@@ -113,17 +119,45 @@ impl Objects {
         self.0.lock().unwrap().insert(format!("/api/v1/namespaces/b/{plural}/{name}"), object);
     }
 
+    fn data(&self, name: &str, key: &str) -> String {
+        let objects = self.0.lock().unwrap();
+        let value = objects[&format!("/api/v1/namespaces/b/secrets/{name}")]["data"][key].as_str().unwrap();
+        String::from_utf8(BASE64_STANDARD.decode(value).unwrap()).unwrap()
+    }
+
     fn client(&self) -> kube::Client {
         let objects = self.clone();
-        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
-            let missing = || json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound"});
-            let found = objects.0.lock().unwrap().get(request.uri().path()).cloned();
-            let status = if found.is_some() { 200 } else { 404 };
-            let body = serde_json::to_vec(&found.unwrap_or_else(missing)).unwrap();
-            let response = Response::builder().status(status).body(kube::client::Body::from(body)).unwrap();
-            async move { Ok::<_, Infallible>(response) }
+        let service = tower::service_fn(move |request: ::http::Request<kube::client::Body>| {
+            let objects = objects.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await.unwrap();
+                let (status, answer) = objects.answer(&parts, &body);
+                let body = kube::client::Body::from(serde_json::to_vec(&answer).unwrap());
+                Ok::<_, Infallible>(Response::builder().status(status).body(body).unwrap())
+            }
         });
         kube::Client::new(service, "default")
+    }
+
+    /// GET, and the JSON patches (RFC 6902) that tokencache sends: `test` and `replace` of one key.
+    fn answer(&self, request: &::http::request::Parts, body: &[u8]) -> (u16, Value) {
+        let failure = |code: u16, reason: &str| {
+            (code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason}))
+        };
+        let mut objects = self.0.lock().unwrap();
+        let Some(found) = objects.get_mut(request.uri.path()) else { return failure(404, "NotFound") };
+        if request.method == ::http::Method::PATCH {
+            let patch: Value = serde_json::from_slice(body).unwrap();
+            let value = found.pointer_mut(patch[0]["path"].as_str().unwrap());
+            let Some(value) = value.filter(|value| **value == patch[0]["value"]) else {
+                return failure(422, "Invalid");
+            };
+            if !request.uri.query().unwrap_or_default().contains("dryRun=All") {
+                *value = patch[1]["value"].clone();
+            }
+        }
+        (200, found.clone())
     }
 }
 

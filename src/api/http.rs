@@ -1,0 +1,172 @@
+//! The `http` source: any API that gives a credential for a request.
+
+use std::collections::BTreeMap;
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::oauth2::{Proxy, SecretKeyRef, Tls};
+
+/// Any API that gives a credential for an HTTP request.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[x_kube(
+    validation = Rule::new("[has(self.form), has(self.body), has(self.json)].filter(set, set).size() <= 1").message("at most one of form, body and json can be set"),
+    validation = Rule::new("!(has(self.tls) && has(self.tls.serverName) && has(self.proxy))").message("tls.serverName cannot be combined with proxy"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Http {
+    /// The method. Default POST with form, body or json, else GET.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+
+    /// The URL. No user name, password or fragment.
+    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[^@#\s]+$"))]
+    pub url: String,
+
+    /// Headers of the request. Those that the connection needs for itself are refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50))]
+    pub headers: Vec<Header>,
+
+    /// Parameters to be added to the URL. Prefer a header or the body for what is secret: servers log URLs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50))]
+    pub query: Vec<Parameter>,
+
+    /// Parameters of the body, as application/x-www-form-urlencoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 50))]
+    pub form: Option<Vec<Parameter>>,
+
+    /// The body as it is. Name its kind by the header Content-Type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<Content>,
+
+    /// The body as application/json: a CEL expression over `secrets`, such as {"role": "ci", "key": secrets.key}.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096))]
+    pub json: Option<String>,
+
+    /// What the expressions of the request can read as `secrets`: names, and the key of a Secret for each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 50))]
+    pub secrets: BTreeMap<String, SecretKeyRef>,
+
+    /// Statuses that mean success. Default 200 to 299.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 50), inner(range(min = 200, max = 599)))]
+    pub success_status: Option<Vec<u16>>,
+
+    /// What of the response is the credential.
+    pub result: HttpResult,
+
+    /// Settings of the TLS connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+
+    /// An HTTP proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Proxy>,
+}
+
+impl Http {
+    /// The method.
+    #[must_use]
+    pub fn method(&self) -> Method {
+        let has_body = self.form.is_some() || self.body.is_some() || self.json.is_some();
+        self.method.unwrap_or(if has_body { Method::Post } else { Method::Get })
+    }
+
+    /// Whether a status means success.
+    #[must_use]
+    pub fn is_success(&self, status: u16) -> bool {
+        self.success_status.as_ref().map_or((200..300).contains(&status), |success| success.contains(&status))
+    }
+}
+
+/// A method of HTTP (RFC 9110 §9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Method {
+    /// RFC 9110 §9.3.1.
+    Get,
+    /// RFC 9110 §9.3.3.
+    Post,
+    /// RFC 9110 §9.3.4.
+    Put,
+    /// RFC 5789.
+    Patch,
+    /// RFC 9110 §9.3.5.
+    Delete,
+}
+
+/// A header of the request.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Header {
+    /// Its name.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
+    #[x_kube(validation = Rule::new("!(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'keep-alive', 'upgrade', 'te', 'trailer', 'expect', 'proxy-authorization', 'proxy-connection'])").message("is a header that the connection sets itself: leave it out (for a proxy's password use proxy.credentialsRef, for another host change url)"))]
+    pub name: String,
+
+    /// What it is.
+    #[serde(flatten)]
+    pub content: Content,
+}
+
+/// A parameter of the query or of the form.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Parameter {
+    /// Its name.
+    #[schemars(length(min = 1, max = 256))]
+    pub name: String,
+
+    /// What it is.
+    #[serde(flatten)]
+    pub content: Content,
+}
+
+/// Text, from where it says.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("[has(self.value), has(self.valueRef), has(self.expression)].exists_one(set, set)").message("exactly one of value, valueRef and expression must be set"))]
+#[serde(rename_all = "camelCase")]
+pub struct Content {
+    /// The text itself. Not for what is secret: whoever may read TokenCaches can read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16_384))]
+    pub value: Option<String>,
+
+    /// The text in a Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_ref: Option<SecretKeyRef>,
+
+    /// The text that a CEL expression gives, over `secrets`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096))]
+    pub expression: Option<String>,
+}
+
+/// What of the response is the credential: CEL over `response`, with `response.status` (int), `response.headers` (map
+/// by names in lower case), `response.body` (string) and `response.json`, and `now`, the time of the request.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("has(self.token) || has(self.values)").message("token or values must be set: they say what of the response is the credential"))]
+#[serde(rename_all = "camelCase")]
+pub struct HttpResult {
+    /// The token: gives a string that is not empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096))]
+    pub token: Option<String>,
+
+    /// When it expires: gives a timestamp, a string in RFC 3339, or Unix seconds or milliseconds; or null where this
+    /// response does not say. Default: expires_in or expires_at of a JSON object, or exp of a token that is a JWT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096))]
+    pub expires_at: Option<String>,
+
+    /// Further values: name to an expression that gives a string, a number or a boolean.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 50))]
+    pub values: BTreeMap<String, String>,
+}

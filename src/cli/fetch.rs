@@ -1,0 +1,162 @@
+//! `tokencache fetch`
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use clap::{Args, ValueEnum};
+use zeroize::Zeroizing;
+
+use super::{
+    Cluster,
+    consumer::{Consumer, Namespace, misused},
+    direct, runner, waiting,
+};
+use crate::{api, client::Value, time::rfc3339};
+
+/// What scripts can rely on.
+pub(super) const EXIT_CODES: &str = "Exit codes:\n  0 a value; 1 the run failed, said with its reason as soon as it has; 2 wrong usage; 3 no such\n  TokenCache; 4 timeout";
+
+#[derive(Debug, Args)]
+pub(super) struct Flags {
+    /// Name of the TokenCache
+    name: String,
+    #[command(flatten)]
+    namespace: Namespace,
+    /// What is printed
+    #[arg(long, short, default_value = "value")]
+    output: Output,
+    /// Key of the Secret. Default with -o value: token, or the only key; with -o json and -o env: all
+    #[arg(long)]
+    key: Option<String>,
+    /// Fetch a new value where the cached one has less than this left
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    min_remaining: api::Duration,
+    /// How long to wait at most
+    #[arg(long, value_name = "DURATION", default_value = "1m")]
+    timeout: api::Duration,
+    /// Run the fetch here, under the same Lease as the controller: where there is none. Needs the controller's rights
+    #[arg(long)]
+    direct: bool,
+    #[command(flatten, next_help_heading = "With --direct")]
+    runner: runner::Flags,
+}
+
+/// What is printed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Output {
+    /// The bytes under one key, as they are
+    Value,
+    /// {"data": {…}, "expiresAt": …, "fetchedAt": …}
+    Json,
+    /// KEY='…', one line for each key, for a shell's eval
+    Env,
+}
+
+pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitCode> {
+    let timeout = flags.timeout.as_std();
+    let consumer = Consumer::new(cluster, flags.namespace, timeout).await?;
+    let remaining = flags.min_remaining.as_std();
+    let what = format!("waiting for a value of {}", flags.name);
+    let fetch = waiting::shown(&what, timeout, consumer.client.fetch_with_remaining(&flags.name, remaining));
+    let fetched =
+        if flags.direct { direct::beside(&consumer, &flags.name, flags.runner, fetch).await? } else { fetch.await };
+    let value = match fetched {
+        Ok(value) => value,
+        Err(error) => return Ok(consumer.fail(&error).await),
+    };
+    let key = flags.key.as_deref();
+    let text = match flags.output {
+        Output::Value => match value.select(key) {
+            Ok(bytes) => Zeroizing::new(bytes.expose().to_vec()),
+            Err(error) => return Ok(consumer.fail(&error).await),
+        },
+        Output::Json | Output::Env => {
+            if let Some(error) = key.and_then(|key| value.select(Some(key)).err()) {
+                return Ok(consumer.fail(&error).await);
+            }
+            let printed = if matches!(flags.output, Output::Json) { json(&value, key) } else { env(&value, key) };
+            match printed {
+                Ok(text) => text,
+                Err(message) => return Ok(misused(&message)),
+            }
+        }
+    };
+    let mut out = std::io::stdout().lock();
+    out.write_all(&text)?;
+    // A file or a pipe gets the bytes as they are, a person a line.
+    if out.is_terminal() && !text.ends_with(b"\n") {
+        out.write_all(b"\n")?;
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+type Text = Zeroizing<Vec<u8>>;
+
+/// The entries that are asked for, as text.
+fn entries<'a>(value: &'a Value, key: Option<&'a str>) -> impl Iterator<Item = Result<(&'a str, &'a str), String>> {
+    value.entries().filter(move |(name, _)| key.is_none_or(|key| key == *name)).map(|(name, bytes)| {
+        let text = std::str::from_utf8(bytes.expose());
+        let text =
+            text.map_err(|_| format!("the value under {name} is not text: print it by -o value --key {name}"))?;
+        Ok((name, text))
+    })
+}
+
+fn json(value: &Value, key: Option<&str>) -> Result<Text, String> {
+    #[derive(serde::Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Printed<'a> {
+        data: std::collections::BTreeMap<&'a str, &'a str>,
+        expires_at: String,
+        fetched_at: String,
+    }
+    let data = entries(value, key).collect::<Result<_, _>>()?;
+    let expires_at = value.expires_at().whole_seconds().to_string();
+    let printed = Printed { data, expires_at, fetched_at: rfc3339(value.fetched_at()) };
+    let mut text = Zeroizing::new(Vec::with_capacity(64 * 1024));
+    serde_json::to_writer(&mut *text, &printed).map_err(|error| error.to_string())?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+fn env(value: &Value, key: Option<&str>) -> Result<Text, String> {
+    let mut text = Zeroizing::new(Vec::with_capacity(64 * 1024));
+    let mut names = std::collections::BTreeSet::new();
+    for entry in entries(value, key) {
+        let (key, value) = entry?;
+        let name = variable(key);
+        if value.contains('\0') {
+            return Err(format!("the value under {key} has a zero byte, which no variable can hold"));
+        }
+        text.extend_from_slice(name.as_bytes());
+        text.extend_from_slice(b"='");
+        text.extend_from_slice(Zeroizing::new(value.replace('\'', "'\\''")).as_bytes());
+        text.extend_from_slice(b"'\n");
+        if !names.insert(name.clone()) {
+            return Err(format!("two keys of the Secret would become {name}: choose one by --key"));
+        }
+    }
+    Ok(text)
+}
+
+/// The name of a variable for a key: capitals, digits and `_`, no digit first.
+fn variable(key: &str) -> String {
+    let name = key.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' });
+    let digit = key.starts_with(|c: char| c.is_ascii_digit());
+    digit.then_some('_').into_iter().chain(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_become_names_of_variables() {
+        for (key, name) in [("token", "TOKEN"), ("tls.crt", "TLS_CRT"), ("9-lives", "_9_LIVES"), (".netrc", "_NETRC")] {
+            assert_eq!(variable(key), name);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What runs a fetch: the flags that the controller and `fetch --direct` share.
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use ipnet::IpNet;
+use kube::Client;
+
+use crate::{
+    api,
+    events::Events,
+    fetch::{AddressRules, Fetcher, FetcherConfig},
+    lock::Locks,
+    metrics::Metrics,
+    notes::Notes,
+    report::Reporter,
+    run::Runner,
+    time::Clock,
+};
+
+/// How fetches are run. Each also as an environment variable.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(super) struct Flags {
+    /// How long a Lease outlives the process that died while it held it; whole seconds, 1s to 1h
+    #[arg(long, env = "TOKENCACHE_LEASE_DURATION", default_value = "15s")]
+    lease_duration: api::Duration,
+    /// Addresses that may be connected to although they are loopback, link-local or a cloud's metadata; may be repeated
+    #[arg(long, env = "TOKENCACHE_ALLOW_CIDR", value_delimiter = ',', value_name = "CIDR")]
+    allow_cidr: Vec<IpNet>,
+    /// Addresses that may not be connected to; may be repeated
+    #[arg(long, env = "TOKENCACHE_DENY_CIDR", value_delimiter = ',', value_name = "CIDR")]
+    deny_cidr: Vec<IpNet>,
+    /// Whether only Secrets with the label tokencache.dev/source: "true" are read
+    #[arg(long, env = "TOKENCACHE_REQUIRE_SOURCE_LABEL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(super) require_source_label: bool,
+    /// Whether the source job may be used: who may write TokenCaches can then run pods in their namespaces
+    #[arg(long, env = "TOKENCACHE_ALLOW_JOBS", default_value_t = true, action = clap::ArgAction::Set)]
+    allow_jobs: bool,
+    /// Image with this very program, for the pods of jobs
+    #[arg(long, env = "TOKENCACHE_COLLECTOR_IMAGE", default_value = COLLECTOR_IMAGE, value_name = "IMAGE")]
+    collector_image: String,
+    /// Name of who runs, in Leases and in status. Default: the host's name, which in a pod is the pod's
+    #[arg(long, env = "TOKENCACHE_IDENTITY")]
+    identity: Option<String>,
+}
+
+/// The image of this version.
+const COLLECTOR_IMAGE: &str = concat!("tokencache:", env!("CARGO_PKG_VERSION"));
+
+impl Flags {
+    /// Who runs.
+    pub(super) fn identity(&self) -> anyhow::Result<String> {
+        match self.identity.as_ref().filter(|identity| !identity.is_empty()) {
+            Some(identity) => Ok(identity.clone()),
+            None => Ok(hostname::get().context("the host has no name: set --identity")?.to_string_lossy().into_owned()),
+        }
+    }
+
+    /// What runs fetches. `client` has kube's own retry off.
+    pub(super) fn runner(self, client: Client, identity: String, metrics: Metrics) -> anyhow::Result<Runner> {
+        let lease_duration = self.lease_duration.as_std();
+        if !(1..=3600).contains(&lease_duration.as_secs()) || lease_duration.subsec_nanos() > 0 {
+            bail!("--lease-duration {}: write whole seconds, from 1s to 1h", self.lease_duration);
+        }
+        let clock = Clock::system();
+        let events = Events::new(client.clone(), identity.clone());
+        let fetcher = FetcherConfig {
+            addresses: AddressRules::new(self.allow_cidr, self.deny_cidr),
+            require_source_label: self.require_source_label,
+            allow_jobs: self.allow_jobs,
+            collector_image: self.collector_image,
+        };
+        Ok(Runner {
+            client: client.clone(),
+            clock: clock.clone(),
+            locks: Locks::new(client.clone(), clock.clone(), identity, lease_duration),
+            fetcher: Fetcher::new(client.clone(), fetcher, clock),
+            reporter: Reporter { client, events: events.clone() },
+            events,
+            metrics,
+            notes: Notes::default(),
+        })
+    }
+}

@@ -1,0 +1,201 @@
+//! What a consumer does next: pure, from what it found, what it wants, and the time.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{
+    Error,
+    cache::Cache,
+    value::{Found, Stamp, Value},
+};
+
+/// When a refresh is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Whatever the Secret holds.
+    Always,
+    /// If the Secret still holds the value that was fetched at this time, or no valid one.
+    IfFetchedAt(DateTime<Utc>),
+    /// If the Secret still holds this very value, or no valid one: for many who all saw that it failed them.
+    IfStill(Stamp),
+}
+
+impl From<&Value> for Condition {
+    fn from(value: &Value) -> Self {
+        Self::IfStill(value.stamp().clone())
+    }
+}
+
+/// What a caller wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// A value with at least so much left.
+    Valid(TimeDelta),
+    /// Another value.
+    Refresh(Condition),
+}
+
+/// That a run was asked for, by whomever.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    /// UID of the TokenCache.
+    pub(super) uid: Option<String>,
+    /// `status.runs` when it was asked: a greater one says that a run has ended since.
+    pub(super) runs: i64,
+    /// The value that was there.
+    pub(super) before: Option<Stamp>,
+}
+
+impl Wish {
+    /// The value in the Secret, where it will do without a run.
+    pub(super) fn met(&self, found: &Found, now: DateTime<Utc>) -> Option<Arc<Value>> {
+        let value = found.value()?;
+        let left = value.remaining(now)?;
+        let will_do = match self {
+            Self::Valid(wanted) => left >= *wanted,
+            Self::Refresh(Condition::Always) => false,
+            Self::Refresh(Condition::IfFetchedAt(moment)) => value.fetched_at() != crate::time::floor(*moment),
+            Self::Refresh(Condition::IfStill(stamp)) => value.stamp() != stamp,
+        };
+        will_do.then(|| value.clone())
+    }
+
+    /// Whether a run is asked for only if nothing has changed since the Secret was read.
+    pub(super) fn is_conditional(&self) -> bool {
+        *self != Self::Refresh(Condition::Always)
+    }
+}
+
+/// What to do where the Secret does not meet the wish. The TokenCache was read before the Secret.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// Ask for a run.
+    Send,
+    /// Somebody has asked, and is not answered yet: wait for the same run.
+    Join(Asked),
+    /// It would be in vain.
+    Fail(Error),
+}
+
+/// Decides whether to ask.
+pub(super) fn ask(cache: &Cache, found: &Found) -> Ask {
+    if let Some(error) = hindrance(cache) {
+        return Ask::Fail(error);
+    }
+    if matches!(found, Found::Foreign) {
+        return Ask::Fail(Error::Failed {
+            reason: "SecretNotOwned".into(),
+            message: format!(
+                "the Secret {}/{} belongs to somebody else: delete it, or set spec.target.name to another name",
+                cache.namespace(),
+                cache.secret_name()
+            ),
+        });
+    }
+    if cache.status.refresh_requested.is_some() { Ask::Join(asked(cache, found)) } else { Ask::Send }
+}
+
+/// What is remembered of a TokenCache at which a request stands.
+pub(super) fn asked(cache: &Cache, found: &Found) -> Asked {
+    Asked {
+        uid: cache.metadata.uid.clone(),
+        runs: cache.status.runs,
+        before: found.value().map(|value| value.stamp().clone()),
+    }
+}
+
+/// Why no run will be made, however often it is asked for.
+fn hindrance(cache: &Cache) -> Option<Error> {
+    if cache.spec.suspend {
+        return Some(Error::Suspended { name: cache.name().to_owned() });
+    }
+    let stalled = cache.condition("Stalled").filter(|stalled| stalled.status == "True" && cache.is_observed())?;
+    // Others are tried once more when somebody asks.
+    (stalled.reason == "InvalidSpec")
+        .then(|| Error::Failed { reason: stalled.reason.clone(), message: stalled.message.clone() })
+}
+
+/// What the TokenCache says to one who waits.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// Nothing yet.
+    NotYet,
+    /// A run has ended.
+    Ended,
+    /// The TokenCache was made anew: ask again.
+    Anew,
+    /// None will.
+    Fail(Error),
+}
+
+/// Whether the run that was asked for has ended.
+pub(super) fn answer(cache: &Cache, asked: &Asked) -> Answer {
+    if cache.metadata.uid != asked.uid {
+        return Answer::Anew;
+    }
+    if cache.status.runs > asked.runs {
+        return Answer::Ended;
+    }
+    hindrance(cache).map_or(Answer::NotYet, Answer::Fail)
+}
+
+/// What comes of a run that has ended, with the Secret read after it.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The value.
+    Give(Arc<Value>),
+    /// The run brought none.
+    Fail(Error),
+    /// What was asked for is still open: ask again.
+    Again,
+}
+
+/// Concludes. `again` says whether it may be asked once more.
+pub(super) fn conclude(
+    wish: &Wish,
+    cache: &Cache,
+    asked: &Asked,
+    found: &Found,
+    again: bool,
+    now: DateTime<Utc>,
+) -> Outcome {
+    if let Some(value) = wish.met(found, now) {
+        return Outcome::Give(value);
+    }
+    let valid = found.value().filter(|value| value.remaining(now).is_some());
+    let failed = cache.status.failures > 0;
+    // Of several runs since, the last may have failed after one that brought a value.
+    let is_new = valid.is_some_and(|value| Some(value.stamp()) != asked.before.as_ref());
+    if failed && !is_new {
+        return Outcome::Fail(last_failure(cache));
+    }
+    match (wish, valid) {
+        (Wish::Refresh(Condition::Always), Some(value)) => Outcome::Give(value.clone()),
+        // Fetched within the very second that the condition names.
+        (Wish::Refresh(Condition::IfFetchedAt(_)), Some(value)) if is_new => Outcome::Give(value.clone()),
+        // The run had written its value before it was asked for, and it is the very value that has failed.
+        (Wish::Refresh(_), _) if again => Outcome::Again,
+        (Wish::Refresh(_), Some(value)) => Outcome::Give(value.clone()),
+        (Wish::Valid(wanted), Some(value)) => Outcome::Fail(Error::NearlyExpired {
+            name: cache.name().to_owned(),
+            left: value.remaining(now).and_then(|left| left.to_std().ok()).unwrap_or_default(),
+            wanted: wanted.to_std().unwrap_or_default(),
+        }),
+        // Deleted by somebody in the meantime.
+        (Wish::Valid(_), None) if again && found.value().is_none() => Outcome::Again,
+        (_, None) => Outcome::Fail(Error::Expired { name: cache.name().to_owned() }),
+    }
+}
+
+fn last_failure(cache: &Cache) -> Error {
+    let failure = cache.status.last_failure.as_ref();
+    Error::Failed {
+        reason: failure.map_or_else(|| "FetchFailed".to_owned(), |failure| failure.reason.clone()),
+        message: failure.map_or_else(|| "status.lastFailure is missing".to_owned(), |failure| failure.message.clone()),
+    }
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -1,0 +1,75 @@
+//! A watch of one TokenCache, for all who wait for its next run.
+
+use std::{pin::pin, sync::Arc};
+
+use futures::StreamExt as _;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::{Cache, Client, Error};
+
+/// The TokenCache as the watch has it: nothing before the first list, and then whether it exists.
+type Seen = Option<Result<Option<Arc<Cache>>, Error>>;
+
+/// Watches until it is dropped.
+#[derive(Debug)]
+pub(super) struct Follow {
+    seen: watch::Receiver<Seen>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Follow {
+    pub(super) fn start(client: Client, name: String) -> Self {
+        let (sender, seen) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            let mut changes = pin!(watcher::watch_object(client.api::<Cache>(), &name).default_backoff());
+            while let Some(change) = changes.next().await {
+                let news = match change {
+                    Ok(cache) => Ok(cache.map(Arc::new)),
+                    // A watch that breaks off is taken up again; one that is forbidden stays so.
+                    Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) => {
+                        match client.call("list and watch", "tokencaches", &name, "fetch").refused(error) {
+                            Error::Api(error) => {
+                                tracing::debug!(name, %error, "the watch of a TokenCache is taken up again");
+                                continue;
+                            }
+                            refused => Err(refused),
+                        }
+                    }
+                    Err(error) => {
+                        tracing::debug!(name, %error, "the watch of a TokenCache is taken up again");
+                        continue;
+                    }
+                };
+                sender.send_replace(Some(news));
+            }
+        });
+        Self { seen, task }
+    }
+
+    /// Waits until the TokenCache says something; nothing where it does not exist.
+    pub(super) async fn until<T>(&self, pick: impl Fn(Option<&Cache>) -> Option<T>) -> Result<T, Error> {
+        let mut seen = self.seen.clone();
+        loop {
+            match &*seen.borrow_and_update() {
+                Some(Ok(cache)) => {
+                    if let Some(picked) = pick(cache.as_deref()) {
+                        return Ok(picked);
+                    }
+                }
+                Some(Err(error)) => return Err(error.clone()),
+                None => {}
+            }
+            if seen.changed().await.is_err() {
+                // The watch never ends by itself; whoever waits does so within a time limit.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}

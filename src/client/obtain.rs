@@ -1,0 +1,196 @@
+//! The way to a value: read the Secret; if it does not do, ask for a run, wait for its end, and read it again.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use chrono::TimeDelta;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+
+use super::{
+    Cache, Client, Error, Value,
+    decide::{Answer, Ask, Asked, Outcome, Wish, answer, ask, asked, conclude},
+    follow::Follow,
+    turn::Turn,
+    value::Found,
+};
+use crate::{api::names::FIELD_MANAGER, sealed::SealedSecret, time::rfc3339};
+
+/// A question that one asks for all who wait for its answer.
+type Question = Weak<Turn<Result<Asking, Error>>>;
+
+/// What those share who want the same TokenCache's value at the same time.
+#[derive(Default)]
+pub(super) struct Shared {
+    read: Turn<Result<Found, Error>>,
+    asks: Mutex<Vec<(Wish, Question)>>,
+    follow: Mutex<Weak<Follow>>,
+}
+
+/// What came of asking for a run.
+#[derive(Clone, Debug)]
+enum Asking {
+    /// There is no need any more.
+    Given(Arc<Value>),
+    /// A request stands.
+    Asked(Asked),
+}
+
+/// How often a run that ended without an answer is followed by another request.
+const ROUNDS: usize = 3;
+
+/// What the caller waits for, should time run out.
+const READING: &str = "the Kubernetes API server did not answer in time";
+const WAITING: &str = "no run has ended; is a controller running for this namespace? (fetch --direct does without)";
+
+impl Client {
+    pub(super) async fn obtain(&self, name: &str, wish: Wish) -> Result<Arc<Value>, Error> {
+        let mut phase = READING;
+        let way = self.way(name, &wish, &mut phase);
+        match tokio::time::timeout(self.0.timeout, way).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Timeout { name: name.to_owned(), waited: self.0.timeout, what: phase }),
+        }
+    }
+
+    async fn way(&self, name: &str, wish: &Wish, phase: &mut &'static str) -> Result<Arc<Value>, Error> {
+        let shared = self.shared(name);
+        if wish.is_conditional() {
+            let found = self.read_shared(&shared, name).await?;
+            if let Some(value) = wish.met(&found, self.now()) {
+                return Ok(value);
+            }
+        }
+        let follow = shared.follow(self, name);
+        let mut round = 0;
+        loop {
+            round += 1;
+            let turn = shared.turn(wish);
+            let asked = match turn.share(self.ask(name, wish)).await? {
+                Asking::Given(value) => return Ok(value),
+                Asking::Asked(asked) => asked,
+            };
+            *phase = WAITING;
+            let cache = follow.until(|cache| Self::news(cache, &asked)).await??;
+            let Some(cache) = cache else { continue };
+            *phase = READING;
+            let found = self.read_shared(&shared, name).await?;
+            match conclude(wish, &cache, &asked, &found, round < ROUNDS, self.now()) {
+                Outcome::Give(value) => return Ok(value),
+                Outcome::Fail(error) => return Err(error),
+                Outcome::Again => {}
+            }
+        }
+    }
+
+    /// What the TokenCache, as the watch has it, says to one who has asked: that a run has ended, or, by nothing, that it
+    /// is another one now or gone, and to be looked at live.
+    fn news(cache: Option<&Cache>, asked: &Asked) -> Option<Result<Option<Cache>, Error>> {
+        let Some(cache) = cache else { return Some(Ok(None)) };
+        match answer(cache, asked) {
+            Answer::NotYet => None,
+            Answer::Ended => Some(Ok(Some(cache.clone()))),
+            Answer::Anew => Some(Ok(None)),
+            Answer::Fail(error) => Some(Err(error)),
+        }
+    }
+
+    /// Asks for a run, unless the value is there meanwhile or somebody has asked already.
+    async fn ask(&self, name: &str, wish: &Wish) -> Result<Asking, Error> {
+        loop {
+            // In this order: where nobody has written to the TokenCache since it was read, no run has ended since.
+            let cache = self.cache(name).await?;
+            self.learn_secret_name(&cache);
+            let found = self.read(name).await?;
+            if let Some(value) = wish.met(&found, self.now()) {
+                return Ok(Asking::Given(value));
+            }
+            match ask(&cache, &found) {
+                Ask::Fail(error) => return Err(error),
+                Ask::Join(asked) => return Ok(Asking::Asked(asked)),
+                Ask::Send => {}
+            }
+            if let Some(cache) = self.request(&cache, wish.is_conditional()).await? {
+                return Ok(Asking::Asked(asked(&cache, &found)));
+            }
+        }
+    }
+
+    /// Sets `status.refreshRequested`; nothing where the TokenCache has changed and that matters.
+    async fn request(&self, cache: &Cache, conditional: bool) -> Result<Option<Cache>, Error> {
+        let name = cache.name();
+        let mut metadata = json!({ "uid": cache.metadata.uid });
+        if conditional && let Some(version) = &cache.metadata.resource_version {
+            metadata["resourceVersion"] = json!(version);
+        }
+        let patch = json!({ "metadata": metadata, "status": { "refreshRequested": rfc3339(self.now()) } });
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        match self.api::<Cache>().patch_status(name, &params, &Patch::Merge(patch)).await {
+            Ok(cache) => Ok(Some(cache)),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+            Err(error) => Err(self.call("patch", "tokencaches/status", name, "fetch").refused(error)),
+        }
+    }
+
+    /// Reads a TokenCache live.
+    pub(super) async fn cache(&self, name: &str) -> Result<Cache, Error> {
+        let cache = self.api::<Cache>().get(name).await;
+        cache.map_err(|error| self.call("get", "tokencaches", name, "fetch").refused(error))
+    }
+
+    async fn read(&self, name: &str) -> Result<Found, Error> {
+        let secret_name = self.secret_name(name);
+        let secret = self.api::<SealedSecret>().get_opt(&secret_name).await;
+        let secret = secret.map_err(|error| self.call("get", "secrets", &secret_name, "read").refused(error))?;
+        Ok(Found::of(name, secret))
+    }
+
+    async fn read_shared(&self, shared: &Shared, name: &str) -> Result<Found, Error> {
+        shared.read.share(self.read(name)).await
+    }
+
+    fn shared(&self, name: &str) -> Arc<Shared> {
+        let mut names = self.names();
+        if let Some(shared) = names.shared.get(name).and_then(Weak::upgrade) {
+            return shared;
+        }
+        names.shared.retain(|_, shared| shared.strong_count() > 0);
+        let shared = Arc::new(Shared::default());
+        names.shared.insert(name.to_owned(), Arc::downgrade(&shared));
+        shared
+    }
+
+    /// Whether a value that nobody else renews is to be renewed by who uses it.
+    pub(super) async fn is_left_to_consumers(&self, name: &str) -> bool {
+        self.cache(name).await.is_ok_and(|cache| cache.is_lazy() && !cache.spec.suspend)
+    }
+}
+
+impl Shared {
+    /// The turn of those with the same wish.
+    fn turn(&self, wish: &Wish) -> Arc<Turn<Result<Asking, Error>>> {
+        let mut asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        asks.retain(|(_, turn)| turn.strong_count() > 0);
+        if let Some(turn) = asks.iter().find(|(of, _)| of == wish).and_then(|(_, turn)| turn.upgrade()) {
+            return turn;
+        }
+        let turn = Arc::default();
+        asks.push((wish.clone(), Arc::downgrade(&turn)));
+        turn
+    }
+
+    fn follow(&self, client: &Client, name: &str) -> Arc<Follow> {
+        let mut follow = self.follow.lock().unwrap_or_else(PoisonError::into_inner);
+        follow.upgrade().unwrap_or_else(|| {
+            let started = Arc::new(Follow::start(client.clone(), name.to_owned()));
+            *follow = Arc::downgrade(&started);
+            started
+        })
+    }
+}
+
+impl Wish {
+    /// Any value that is valid.
+    pub(super) fn valid() -> Self {
+        Self::Valid(TimeDelta::zero())
+    }
+}

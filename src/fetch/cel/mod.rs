@@ -1,0 +1,167 @@
+//! CEL, as the spec's expressions are written in it: compiled once, and run with limits in cost, memory and time.
+//!
+//! An expression is a stranger's, and what it works on is a credential: neither may bring the controller down, and no
+//! message quotes what was met, only types and keys.
+
+mod functions;
+mod limits;
+mod programs;
+mod value;
+mod words;
+
+use std::{collections::BTreeMap, sync::Arc, thread};
+
+use kube::core::cel::{KubeCelExt as _, cel::Context};
+
+#[cfg(test)]
+pub(super) use self::programs::{MAX_BRACKETS, MAX_TEXT};
+use self::{limits::Budget, programs::Compiled};
+pub(super) use self::{
+    limits::MAX_OUTPUT,
+    value::{TooLarge, Value, Wiped, json, json_text, map, scalar, text},
+    words::type_name,
+};
+use super::Failure;
+use crate::{api::Invalid, reason::Reason};
+
+/// Enough for the deepest nesting that the length of the text allows. Untouched pages of it cost nothing.
+const STACK: usize = 256 << 20;
+
+/// Where an expression stands, and so what it may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Place {
+    /// `target.data`.
+    Data,
+    /// The request of the source `http`.
+    Request,
+    /// The result of the source `http`.
+    Result,
+}
+
+impl Place {
+    fn variables(self) -> &'static [&'static str] {
+        match self {
+            Self::Data => &["token", "values", "expiresAt", "metadata"],
+            Self::Request => &["secrets"],
+            Self::Result => &["response", "now"],
+        }
+    }
+
+    /// What it means that an expression does not work on the values.
+    fn reason(self) -> Reason {
+        match self {
+            // They come from the spec and from Secrets: nothing changes until someone edits those.
+            Self::Request => Reason::InvalidSpec,
+            Self::Data | Self::Result => Reason::InvalidResponse,
+        }
+    }
+}
+
+/// Runs what compiles and evaluates expressions. Both recurse as deep as an expression is nested, and a worker's stack
+/// would overflow, which ends the process; and a panic of theirs must be no more than this expression's failure.
+fn isolated<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("expression".to_owned()).stack_size(STACK);
+        thread.spawn_scoped(scope, work).ok()?.join().ok()
+    })
+}
+
+/// Whether these expressions, each with its field, compile and use only what there is.
+///
+/// # Errors
+/// The first that does not, at its field.
+pub(super) fn check(place: Place, expressions: &[(String, &str)]) -> Result<(), Invalid> {
+    expressions.iter().try_for_each(|(field, text)| programs::compiled(place, field, text).map(drop))
+}
+
+/// The variables of a place, with their values.
+pub(super) struct Scope {
+    place: Place,
+    variables: BTreeMap<&'static str, Wiped>,
+    /// What else there is to say of a variable, or a part of it, that is null.
+    notes: BTreeMap<String, String>,
+}
+
+impl Scope {
+    /// Without any value yet.
+    pub(super) fn new(place: Place) -> Self {
+        Self { place, variables: BTreeMap::new(), notes: BTreeMap::new() }
+    }
+
+    /// With a variable.
+    pub(super) fn with(mut self, name: &'static str, value: Value) -> Self {
+        self.variables.insert(name, Wiped(value));
+        self
+    }
+
+    /// With a note on a path such as `response.json`, for messages about an expression that uses it.
+    pub(super) fn noting(mut self, path: &str, note: String) -> Self {
+        self.notes.insert(path.to_owned(), note);
+        self
+    }
+
+    /// Evaluates expressions, each with its field, one after another. They share the limits.
+    ///
+    /// # Errors
+    /// `InvalidSpec` for one that never works, or that does not work on what the spec itself names; `InvalidResponse`
+    /// for one that does not work on what a server gave.
+    pub(super) fn evaluate(&self, expressions: &[(String, &str)]) -> Result<Vec<Wiped>, Failure> {
+        let compiled = expressions
+            .iter()
+            .map(|(field, text)| programs::compiled(self.place, field, text))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
+        let all = isolated(|| {
+            let budget = Arc::new(Budget::default());
+            let mut context = Context::default().with_all();
+            functions::bound(&mut context, &budget);
+            for (name, value) in &self.variables {
+                context.add_variable_from_value(*name, value.0.clone());
+            }
+            let each = expressions.iter().zip(&compiled);
+            each.map(|((field, _), compiled)| self.run(field, compiled, &context, &budget)).collect()
+        });
+        all.unwrap_or_else(|| {
+            let fields = expressions.iter().map(|(field, _)| field.as_str()).collect::<Vec<_>>().join(", ");
+            Err(Failure::new(self.place.reason(), format!("{fields}: cannot be evaluated")))
+        })
+    }
+
+    /// The same on a thread where it holds up nobody.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub(super) async fn evaluate_apart(self, expressions: Vec<(String, String)>) -> Result<Vec<Wiped>, Failure> {
+        let evaluated = tokio::task::spawn_blocking(move || {
+            let borrowed: Vec<_> = expressions.iter().map(|(field, text)| (field.clone(), text.as_str())).collect();
+            self.evaluate(&borrowed)
+        });
+        evaluated
+            .await
+            .unwrap_or_else(|_| Err(Failure::new(Reason::InvalidResponse, "the evaluation of expressions was cut off")))
+    }
+
+    fn run(&self, field: &str, compiled: &Compiled, context: &Context<'_>, budget: &Budget) -> Result<Wiped, Failure> {
+        let failed = |what: String| Failure::new(self.place.reason(), format!("{field}: {what}"));
+        let paths = words::paths(compiled.program.expression());
+        budget.begin(compiled.nodes);
+        for path in &paths {
+            if !path.charge(&self.variables, budget) {
+                return Err(failed(limits::TOO_MUCH.to_owned()));
+            }
+        }
+        if let Some(path) = words::only_path(compiled.program.expression(), &paths) {
+            // CEL's implementation gives false for a member of what has no members.
+            return path.walk(&self.variables).cloned().map(Wiped).map_err(|missing| failed(self.with_note(missing)));
+        }
+        let value = compiled.program.execute(context);
+        value.map(Wiped).map_err(|error| failed(words::words(&error, &paths, self)))
+    }
+
+    fn with_note(&self, missing: words::Missing) -> String {
+        match self.notes.get(&missing.at) {
+            Some(note) => format!("{}: {note}", missing.words),
+            None => missing.words,
+        }
+    }
+}

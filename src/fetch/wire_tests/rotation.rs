@@ -1,0 +1,124 @@
+//! A refresh token, its successors, and what becomes of them.
+
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use super::*;
+
+/// A server that takes only the newest token of its family, and gives another one each time.
+async fn rotating() -> Server {
+    let newest = Arc::new(Mutex::new(0));
+    let respond = move |seen: &Seen| {
+        let mut newest = newest.lock().unwrap();
+        let sent = seen.form().into_iter().find(|(name, _)| name == "refresh_token").unwrap().1;
+        if sent != format!("refresh-{newest}") {
+            return answer(400, r#"{"error":"invalid_grant","error_description":"used before"}"#);
+        }
+        *newest += 1;
+        let body = json!({"access_token": "t0ken", "expires_in": 60, "refresh_token": format!("refresh-{newest}")});
+        answer(200, body.to_string())
+    };
+    Server::start(respond).await
+}
+
+fn world(token: &str) -> World {
+    let world = World::new();
+    world.objects.secret("session", &[("token", token), ("other", "stays")]);
+    world
+}
+
+fn refreshing(url: &str) -> TokenCache {
+    let reference = json!({"name": "session", "key": "token"});
+    cache(url, json!({"grant": "RefreshToken", "refreshTokenRef": reference}))
+}
+
+#[tokio::test]
+async fn each_successor_is_written_back_and_used_next_and_is_no_part_of_the_result() {
+    let server = rotating().await;
+    let world = world("refresh-0");
+    for turn in 1..=3 {
+        let fetched = world.fetch(&refreshing(&server.url())).await.unwrap();
+        assert_eq!(fetched.token.unwrap().expose_secret(), "t0ken");
+        assert!(!fetched.values.contains_key("refresh_token"));
+        assert_eq!(world.objects.data("session", "token"), format!("refresh-{turn}"));
+    }
+    assert_eq!(world.objects.data("session", "other"), "stays");
+}
+
+#[tokio::test]
+async fn a_server_that_keeps_the_token_or_repeats_it_is_fine() {
+    for body in [
+        r#"{"access_token":"t0ken","expires_in":60}"#,
+        r#"{"access_token":"t0ken","expires_in":60,"refresh_token":"refresh-0"}"#,
+        r#"{"access_token":"t0ken","expires_in":60,"refresh_token":""}"#,
+    ] {
+        let server = Server::start(move |_| answer(200, body)).await;
+        let world = world("refresh-0");
+        assert_token(world.fetch(&refreshing(&server.url())).await);
+        assert_eq!(world.objects.data("session", "token"), "refresh-0");
+    }
+}
+
+#[tokio::test]
+async fn a_void_token_says_that_somebody_must_sign_in_again_and_where_the_new_one_goes() {
+    let server = rotating().await;
+    let fetched = world("stolen-refresh").fetch(&refreshing(&server.url())).await;
+    let words = ["invalid_grant: used before", "sign in again", "key token of Secret b/session"];
+    let failure = assert_failed(fetched, Reason::ReauthenticationRequired, &words);
+    assert!(failure.reason.is_refusal() && !failure.message.contains("stolen-refresh"), "{failure}");
+}
+
+#[tokio::test]
+async fn only_a_refusal_of_the_token_itself_is_final() {
+    for (status, error, reason) in [
+        (401, "invalid_client", Reason::Rejected),
+        (400, "invalid_scope", Reason::Rejected),
+        (503, "invalid_grant", Reason::ServerError),
+        (429, "invalid_grant", Reason::RateLimited),
+    ] {
+        let server = Server::start(move |_| answer(status, json!({ "error": error }).to_string())).await;
+        assert_failed(world("refresh-0").fetch(&refreshing(&server.url())).await, reason, &[error]);
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_another_hand_put_there_meanwhile_is_left_and_the_value_is_good() {
+    let world = world("refresh-0");
+    let objects = world.objects.clone();
+    let respond = move |_: &Seen| {
+        objects.secret("session", &[("token", "signed-in-again")]);
+        answer(200, r#"{"access_token":"t0ken","expires_in":60,"refresh_token":"refresh-1"}"#)
+    };
+    let server = Server::start(respond).await;
+    assert_token(world.fetch(&refreshing(&server.url())).await);
+    assert_eq!(world.objects.data("session", "token"), "signed-in-again");
+}
+
+#[tokio::test]
+async fn a_fetch_that_is_dropped_after_the_request_was_sent_still_writes_the_successor() {
+    let (world, gate) = (world("refresh-0"), Arc::new(std::sync::Barrier::new(2)));
+    let passing = gate.clone();
+    let respond = move |_: &Seen| {
+        tokio::task::block_in_place(|| passing.wait());
+        tokio::task::block_in_place(|| passing.wait());
+        answer(200, r#"{"access_token":"t0ken","expires_in":60,"refresh_token":"refresh-1"}"#)
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let server = runtime.spawn(Server::start(respond)).await.unwrap();
+    let (ends, fetcher, cache) = (TaskTracker::new(), world.fetcher(), refreshing(&server.url()));
+    let fetching = tokio::spawn({
+        let ends = ends.clone();
+        async move { fetcher.fetch_leaving(&cache, &ends).await.map(|_| ()) }
+    });
+    let arrive = |gate: Arc<std::sync::Barrier>| tokio::task::spawn_blocking(move || gate.wait());
+    arrive(gate.clone()).await.unwrap();
+    fetching.abort();
+    assert!(fetching.await.unwrap_err().is_cancelled());
+    assert_eq!(world.objects.data("session", "token"), "refresh-0");
+    arrive(gate).await.unwrap();
+    ends.close();
+    tokio::time::timeout(Duration::from_secs(20), ends.wait()).await.expect("it ends");
+    assert_eq!(world.objects.data("session", "token"), "refresh-1");
+    runtime.shutdown_background();
+}

@@ -1,0 +1,234 @@
+//! What the chart makes of its values, without a cluster.
+
+use serde_json::{Value, json};
+
+use crate::tools::{chart, hack, must, repository, run};
+
+/// Every option of the chart with another value than its own.
+fn everything() -> Value {
+    json!({
+        "nameOverride": "tc", "fullnameOverride": "tc-full",
+        "image": {"repository": "registry.example.com/tokencache", "tag": "1.2.3", "pullPolicy": "Always"},
+        "imagePullSecrets": [{"name": "pull"}],
+        "replicas": 3, "watchNamespaces": ["a", "b", "a"], "concurrency": 7, "leaseDuration": "30s",
+        "requireSourceLabel": false, "allowCidrs": ["127.0.0.0/8", "::1/128"], "denyCidrs": ["10.0.0.0/8"],
+        "features": {"jobs": false, "serviceAccountTokens": false, "restarts": false},
+        "log": {"format": "text", "level": "info,tokencache=debug"},
+        "crds": {"install": true, "keep": false, "annotations": {"example.com/x": "y"}},
+        "rbac": {"create": true, "aggregate": false},
+        "serviceAccount": {"create": true, "name": "other", "annotations": {"example.com/role": "r"}},
+        "podDisruptionBudget": {"enabled": true, "maxUnavailable": "50%"},
+        "networkPolicy": {
+            "enabled": true,
+            "from": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
+            "egress": [{"ports": [{"port": 443}]}],
+        },
+        "metrics": {
+            "service": {"enabled": true, "annotations": {"prometheus.io/scrape": "true"}},
+            "serviceMonitor": {"enabled": true, "interval": "15s", "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": true, "labels": {"release": "prometheus"}},
+            "dashboard": {"enabled": true, "labels": {"grafana_dashboard": "yes"}, "annotations": {"folder": "x"}},
+        },
+        "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "podAnnotations": {"example.com/a": "b"}, "podLabels": {"team": "x"},
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "tolerations": [{"key": "k", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [{"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}],
+        "priorityClassName": "system-cluster-critical",
+    })
+}
+
+/// What helm template makes of these values.
+fn try_render(values: &Value) -> Result<Vec<Value>, String> {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), values.to_string()).expect("values are written");
+    let output = run(
+        "helm",
+        &["template", "rel", &chart(), "--namespace", "ops", "--values", file.path().to_str().expect("a path")],
+    );
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{error}:\n{text}")))
+}
+
+fn render(values: &Value) -> Vec<Value> {
+    try_render(values).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let found = objects.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+    found.unwrap_or_else(|| panic!("no {kind} {name}"))
+}
+
+fn kinds(objects: &[Value]) -> Vec<&str> {
+    let mut kinds: Vec<&str> = objects.iter().filter_map(|object| object["kind"].as_str()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    kinds
+}
+
+#[test]
+fn helm_finds_nothing_wrong_with_the_chart() {
+    must("helm", &["lint", "--strict", &chart()]);
+}
+
+#[test]
+fn every_option_is_seen_in_what_is_rendered() {
+    let objects = render(&everything());
+    let deployment = find(&objects, "Deployment", "tc-full");
+    assert_eq!(deployment["spec"]["replicas"], 3);
+    let pod = &deployment["spec"]["template"];
+    assert_eq!(pod["metadata"]["labels"]["team"], "x");
+    assert_eq!(pod["metadata"]["annotations"]["example.com/a"], "b");
+    for (field, value) in [
+        ("serviceAccountName", json!("other")),
+        ("imagePullSecrets", everything()["imagePullSecrets"].clone()),
+        ("nodeSelector", everything()["nodeSelector"].clone()),
+        ("tolerations", everything()["tolerations"].clone()),
+        ("affinity", everything()["affinity"].clone()),
+        ("topologySpreadConstraints", everything()["topologySpreadConstraints"].clone()),
+        ("priorityClassName", json!("system-cluster-critical")),
+    ] {
+        assert_eq!(pod["spec"][field], value, "{field}");
+    }
+    let container = &pod["spec"]["containers"][0];
+    let image = "registry.example.com/tokencache:1.2.3";
+    assert_eq!((&container["image"], &container["imagePullPolicy"]), (&json!(image), &json!("Always")));
+    assert_eq!(container["resources"], everything()["resources"]);
+    let wanted = [
+        "controller",
+        "--concurrency=7",
+        "--lease-duration=30s",
+        "--require-source-label=false",
+        "--allow-jobs=false",
+        "--log-format=text",
+        "--namespace=a",
+        "--namespace=b",
+        "--allow-cidr=127.0.0.0/8",
+        "--allow-cidr=::1/128",
+        "--deny-cidr=10.0.0.0/8",
+    ];
+    assert_eq!(container["args"], json!(wanted));
+    let variables = container["env"].as_array().expect("env");
+    for (name, value) in [
+        ("TOKENCACHE_LOG", "info,tokencache=debug"),
+        ("TOKENCACHE_COLLECTOR_IMAGE", image),
+        ("HTTPS_PROXY", "http://proxy:3128"),
+    ] {
+        assert!(variables.contains(&json!({"name": name, "value": value})), "{name}: {variables:?}");
+    }
+    assert_eq!(find(&objects, "ServiceAccount", "other")["metadata"]["annotations"]["example.com/role"], "r");
+    assert_eq!(find(&objects, "PodDisruptionBudget", "tc-full")["spec"]["maxUnavailable"], "50%");
+    let policy = find(&objects, "NetworkPolicy", "tc-full");
+    assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
+    assert_eq!(policy["spec"]["egress"], everything()["networkPolicy"]["egress"]);
+    assert_eq!(policy["spec"]["ingress"][0]["from"], everything()["networkPolicy"]["from"]);
+    let monitor = find(&objects, "ServiceMonitor", "tc-full");
+    assert_eq!(
+        (&monitor["metadata"]["labels"]["release"], &monitor["spec"]["endpoints"][0]["interval"]),
+        (&json!("prometheus"), &json!("15s"))
+    );
+    let rules = find(&objects, "PrometheusRule", "tc-full");
+    assert!(rules["spec"]["groups"][0]["rules"].as_array().is_some_and(|rules| rules.len() > 4), "{rules}");
+    let dashboard = &find(&objects, "ConfigMap", "tc-full-dashboard")["data"]["tokencache.json"];
+    serde_json::from_str::<Value>(dashboard.as_str().expect("text")).expect("the dashboard is JSON");
+    let service = find(&objects, "Service", "tc-full-metrics");
+    assert_eq!(service["metadata"]["annotations"]["prometheus.io/scrape"], "true");
+    let definition = find(&objects, "CustomResourceDefinition", "tokencaches.tokencache.dev");
+    assert_eq!(definition["metadata"]["annotations"], json!({"example.com/x": "y"}));
+}
+
+#[test]
+fn with_a_list_of_namespaces_only_the_definition_is_cluster_wide() {
+    let objects = render(&everything());
+    assert!(!kinds(&objects).iter().any(|kind| kind.starts_with("ClusterRole")), "{:?}", kinds(&objects));
+    for namespace in ["a", "b"] {
+        let of = |kind: &str| {
+            objects.iter().filter(|it| it["kind"] == kind && it["metadata"]["namespace"] == namespace).count()
+        };
+        assert_eq!((of("Role"), of("RoleBinding")), (1, 1), "{namespace}");
+    }
+    let text = json!(objects).to_string();
+    for right in [r#"["jobs"]"#, "serviceaccounts/token", "statefulsets"] {
+        assert!(!text.contains(right), "what its feature does not need: {right}");
+        assert!(json!(render(&json!({}))).to_string().contains(right), "and with it: {right}");
+    }
+}
+
+#[test]
+fn what_is_switched_off_is_not_rendered() {
+    let off = json!({
+        "crds": {"install": false}, "rbac": {"create": false}, "serviceAccount": {"create": false},
+        "podDisruptionBudget": {"enabled": false}, "networkPolicy": {"enabled": false},
+        "metrics": {"service": {"enabled": false}},
+    });
+    assert_eq!(kinds(&render(&off)), ["Deployment"]);
+}
+
+#[test]
+fn the_definition_stays_by_default_and_is_the_one_of_the_repository() {
+    let objects = render(&json!({}));
+    let mut rendered = find(&objects, "CustomResourceDefinition", "tokencaches.tokencache.dev").clone();
+    assert_eq!(rendered["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+    let text = std::fs::read_to_string(repository("crds/tokencache.yaml")).expect("the definition");
+    let kept: Value = serde_saphyr::from_str(&text).expect("YAML");
+    rendered["metadata"] = kept["metadata"].clone();
+    assert_eq!(rendered, kept);
+}
+
+#[test]
+fn its_pods_are_of_the_level_restricted() {
+    let objects = render(&json!({}));
+    let pod = &find(&objects, "Deployment", "rel-tokencache")["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"], json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}));
+    let wanted = json!({
+        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+    });
+    assert_eq!(pod["containers"][0]["securityContext"], wanted);
+    for field in ["hostNetwork", "hostPID", "hostIPC", "volumes"] {
+        assert!(pod.get(field).is_none(), "{field}");
+    }
+}
+
+#[test]
+fn a_wrong_value_is_refused_with_its_name() {
+    for (wrong, name) in [
+        (json!({"replica": 3}), "replica"),
+        (json!({"replicas": "two"}), "replicas"),
+        (json!({"image": {"pullPolicy": "Sometimes"}}), "pullPolicy"),
+        (json!({"image": {"digest": "latest"}}), "digest"),
+        (json!({"allowCidrs": ["127.0.0.1"]}), "allowCidrs"),
+        (json!({"denyCidrs": "10.0.0.0/8"}), "denyCidrs"),
+        (json!({"watchNamespaces": ["Not_A_Namespace"]}), "watchNamespaces"),
+        (json!({"watchNamespaces": "a"}), "watchNamespaces"),
+        (json!({"concurrency": 0}), "concurrency"),
+        (json!({"leaseDuration": 15}), "leaseDuration"),
+        (json!({"log": {"format": "xml"}}), "format"),
+        (json!({"crds": {"keep": "yes"}}), "keep"),
+        (json!({"extraEnv": {"A": "b"}}), "extraEnv"),
+        (json!({"metrics": {"servicemonitor": {"enabled": true}}}), "servicemonitor"),
+        (json!({"metrics": {"service": {"enabled": false}, "serviceMonitor": {"enabled": true}}}), "metrics.service"),
+        (json!({"podDisruptionBudget": {"maxUnavailable": 0}}), "maxUnavailable"),
+    ] {
+        let error = try_render(&wrong).expect_err(&wrong.to_string());
+        assert!(error.contains(name), "{wrong}: {error}");
+    }
+}
+
+#[test]
+fn the_manifests_for_those_without_helm_are_those_of_the_chart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    hack("manifests.sh", &[folder.path().to_str().expect("a path")]);
+    for file in ["rbac.yaml", "controller.yaml"] {
+        let made = std::fs::read_to_string(folder.path().join(file)).expect(file);
+        let kept = std::fs::read_to_string(repository("config").join(file)).expect(file);
+        assert!(made == kept, "config/{file} is stale: make manifests");
+    }
+    let all = must("kubectl", &["kustomize", repository("config").to_str().expect("a path")]);
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&all).expect("YAML");
+    assert!(kinds(&objects).contains(&"CustomResourceDefinition"), "{:?}", kinds(&objects));
+}

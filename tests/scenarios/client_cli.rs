@@ -1,0 +1,260 @@
+//! What a consumer gets from the command line, run as a shell would.
+
+use std::{os::unix::fs::symlink, path::Path};
+
+use serde_json::{Value, json};
+use tokencache::api::TokenCache;
+use tokio::process::Command;
+
+use super::client::{failing, lazy};
+use crate::support::{
+    BINARY, CacheView as _, Cluster, Ended, Namespace, Scene, SecretView as _, ended, scenario, server::Behaviour,
+    tokencache,
+};
+
+async fn run(ns: &Namespace, arguments: &[&str]) -> Ended {
+    tokencache(&Cluster::get().await.kubeconfig, &ns.name, arguments).await
+}
+
+/// A shell with the kubeconfig and the binary's folder on its path.
+async fn shell(ns: &Namespace, script: &str) -> Ended {
+    let folder = Path::new(BINARY).parent().expect("a folder").to_str().expect("a path");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut bash = Command::new("bash");
+    bash.args(["-euc", script]).env("PATH", format!("{folder}:{path}")).env("NS", &ns.name);
+    bash.env("KUBECONFIG", &Cluster::get().await.kubeconfig).env("TERM", "xterm").env_remove("NO_COLOR");
+    ended(bash).await
+}
+
+#[test]
+fn fetch_prints_the_value_alone_or_as_json_or_for_a_shell() {
+    scenario(async {
+        let scene = Scene::new().await;
+        let mut spec = lazy();
+        spec["target"] = json!({"data": {"token": "token", "quoted.text": "\"it's $HOME\\n\""}});
+        scene.cache("a", spec).await;
+        let plain = run(&scene.ns, &["fetch", "a"]).await;
+        let secret = scene.secret("a").await;
+        assert_eq!((plain.code, plain.stdout.as_str(), plain.stderr.as_str()), (0, secret.token().as_str(), ""));
+        assert_eq!(run(&scene.ns, &["fetch", "a", "--key", "quoted.text"]).await.stdout, "it's $HOME\n");
+
+        let printed: Value =
+            serde_json::from_str(&run(&scene.ns, &["fetch", "a", "-o", "json"]).await.stdout).expect("JSON");
+        let annotation = |key: &str| secret.annotation(&format!("tokencache.dev/{key}"));
+        let expected = json!({
+            "data": {"token": secret.token(), "quoted.text": "it's $HOME\n"},
+            "expiresAt": annotation("expires_at"), "fetchedAt": annotation("fetched_at"),
+        });
+        assert_eq!(printed, expected);
+
+        let read = shell(
+            &scene.ns,
+            r#"variables="$(tokencache fetch a -n "$NS" -o env)"; eval "$variables"; printf '%s|%s' "$TOKEN" "$QUOTED_TEXT""#,
+        );
+        assert_eq!(read.await.stdout, format!("{}|it's $HOME\n", secret.token()));
+        assert_eq!(scene.server.requests("a"), 1);
+    });
+}
+
+#[test]
+fn the_exit_code_says_what_became_of_it() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.ready_cache("good", json!({})).await;
+        scene.server.set("bad", failing());
+        scene.cache("bad", lazy()).await;
+        scene.server.set("slow", Behaviour::Hang);
+        scene.cache("slow", lazy()).await;
+        let elsewhere = Namespace::new().await;
+        for (arguments, code, said) in [
+            (vec!["fetch", "good"], 0, ""),
+            (vec!["fetch", "bad"], 1, "ServerError: "),
+            (vec!["refresh", "bad"], 1, "ServerError: "),
+            (vec!["fetch", "good", "--key", "other"], 2, "no key other; it has: token"),
+            (vec!["fetch", "good", "--min-remaining", "soon"], 2, "1h30m"),
+            (vec!["refresh", "good", "--if-fetched-at", "yesterday"], 2, "2026-01-02T03:04:05Z"),
+            (vec!["clear"], 2, "required"),
+            (vec!["clear", "good", "--all"], 2, "cannot be used with"),
+            (vec!["fetch", "nobody"], 3, "there is no TokenCache nobody in the namespace "),
+            (vec!["clear", "nobody"], 3, "there is no TokenCache nobody"),
+            (vec!["status", "nobody"], 3, "there is no TokenCache nobody"),
+            (vec!["fetch", "slow", "--timeout", "1s"], 4, "within 1s"),
+            (vec!["fetch", "good", "--min-remaining", "2h"], 1, "lives for"),
+        ] {
+            let ended = run(&scene.ns, &arguments).await;
+            assert_eq!(ended.code, code, "{arguments:?}: {ended:?}");
+            assert!(ended.stderr.contains(said), "{arguments:?}: {}", ended.stderr);
+            assert_eq!(ended.stdout.is_empty(), code != 0, "{arguments:?}: {ended:?}");
+        }
+        let ended = run(&elsewhere, &["fetch", "good"]).await;
+        assert_eq!(ended.code, 3);
+        let hint = format!("there is one in the namespace {}: choose it by -n", scene.ns.name);
+        assert!(ended.stderr.contains(&hint), "{}", ended.stderr);
+    });
+}
+
+#[test]
+fn no_cluster_is_said_as_such() {
+    scenario(async {
+        let nowhere = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+            "users": [], "contexts": [{"name": "c", "context": {"cluster": "c", "user": ""}}],
+        });
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(&file, nowhere.to_string()).expect("a kubeconfig");
+        let ended = tokencache(file.path().to_str().expect("a path"), "default", &["fetch", "a"]).await;
+        assert_eq!(ended.code, 1);
+        assert!(ended.stderr.contains("the Kubernetes API failed") && ended.stderr.contains("refused"), "{ended:?}");
+
+        let ended = tokencache("/nowhere/kubeconfig", "default", &["fetch", "a"]).await;
+        assert_eq!(ended.code, 1);
+        assert!(ended.stderr.contains("set --kubeconfig or KUBECONFIG"), "{ended:?}");
+        assert_eq!(ended.stderr.matches("No such file").count(), 1, "{ended:?}");
+    });
+}
+
+#[test]
+fn refresh_and_clear_do_what_they_say() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.cache("a", lazy()).await;
+        let first = run(&scene.ns, &["fetch", "a"]).await.stdout;
+        let fetched_at = scene.secret("a").await.annotation("tokencache.dev/fetched_at");
+        let ended = run(&scene.ns, &["refresh", "a"]).await;
+        assert!(ended.code == 0 && ended.stdout.starts_with("a: fetched at "), "{ended:?}");
+        let second = run(&scene.ns, &["fetch", "a"]).await.stdout;
+        assert_ne!(first, second);
+        let since = scene.secret("a").await.annotation("tokencache.dev/fetched_at");
+        if since != fetched_at {
+            assert_eq!(run(&scene.ns, &["refresh", "a", "--if-fetched-at", &fetched_at]).await.code, 0);
+            assert_eq!(scene.server.requests("a"), 2, "it is another value already");
+        }
+        let ended = run(&scene.ns, &["clear", "a"]).await;
+        assert_eq!(ended.stdout, format!("{}/a cleared\n", scene.ns.name));
+        scene.ns.await_ready("a", false, "Cleared").await;
+        let ended = run(&scene.ns, &["clear", "--all"]).await;
+        assert_eq!(ended.stdout, format!("{}/a was clear\n", scene.ns.name));
+    });
+}
+
+#[test]
+fn list_and_status_tell_all_but_the_value() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.ready_cache("good", json!({})).await;
+        scene.server.set("bad", failing());
+        scene.cache("bad", json!({})).await;
+        scene.ns.await_ready("bad", false, "FetchFailed").await;
+        let secret = scene.secret("good").await;
+        let expires_at = secret.annotation("tokencache.dev/expires_at");
+
+        let list = run(&scene.ns, &["list"]).await.stdout;
+        let lines: Vec<Vec<&str>> = list.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0][..5], ["NAME", "READY", "REASON", "EXPIRES", "FAILURES"]);
+        assert_eq!(lines[1][..4], ["bad", "False", "FetchFailed", "-"]);
+        assert_eq!(lines[2][..5], ["good", "True", "Fetched", &expires_at, "0"]);
+        let wide = run(&scene.ns, &["list", "-o", "wide"]).await.stdout;
+        assert!(wide.contains(&scene.controller.identity), "{wide}");
+        let everywhere = shell(&scene.ns, "tokencache list -A").await.stdout;
+        assert!(everywhere.contains(&scene.ns.name), "{everywhere}");
+        let json: Value = serde_json::from_str(&run(&scene.ns, &["list", "-o", "json"]).await.stdout).expect("JSON");
+        assert_eq!((&json[0]["lastFailure"]["reason"], &json[1]["ready"]), (&json!("ServerError"), &json!(true)));
+        let names = run(&scene.ns, &["list", "-o", "name"]).await.stdout;
+        assert_eq!(names, "tokencache.tokencache.dev/bad\ntokencache.tokencache.dev/good\n");
+
+        let status = run(&scene.ns, &["status", "bad"]).await.stdout;
+        for expected in ["Ready:             False (FetchFailed)", "Last failure:", "ServerError", "Lock:"] {
+            assert!(status.contains(expected), "{status}");
+        }
+        let all = [list, wide, everywhere, status, run(&scene.ns, &["status", "good", "-o", "yaml"]).await.stdout];
+        let part = secret.token()[..40].to_owned();
+        assert!(all.iter().all(|text| !text.contains(&part)));
+        assert!(all.iter().all(|text| !text.contains('\u{1b}')), "no colours in a pipe");
+    });
+}
+
+#[test]
+fn a_terminal_has_colours_and_countdowns() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.ready_cache("good", json!({})).await;
+        scene.server.set("slow", Behaviour::Hang);
+        scene.cache("slow", lazy()).await;
+        // script(1) runs the command on a terminal of its own.
+        let on_terminal = |command: &str| format!("script -qec '{command} -n {}' /dev/null || true", scene.ns.name);
+        let list = shell(&scene.ns, &on_terminal("tokencache list")).await.stdout;
+        assert!(list.contains("\u{1b}[32mTrue\u{1b}[0m") && list.contains("in 59m"), "{list:?}");
+        let plain = shell(&scene.ns, &format!("export NO_COLOR=1; {}", on_terminal("tokencache list"))).await.stdout;
+        assert!(!plain.contains('\u{1b}') && plain.contains("in 59m"), "{plain:?}");
+        let waited = shell(&scene.ns, &on_terminal("tokencache fetch slow --timeout 3s")).await.stdout;
+        assert!(waited.contains("waiting for a value of slow, for 2s yet"), "{waited:?}");
+        let value = shell(&scene.ns, &on_terminal("tokencache fetch good")).await.stdout;
+        assert!(value.ends_with('\n'), "a person gets a line");
+    });
+}
+
+#[test]
+fn kubectl_finds_it_as_a_plugin_and_it_takes_kubectls_flags() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.ready_cache("a", json!({})).await;
+        let root = env!("CARGO_MANIFEST_DIR");
+        let plugins = tempfile::tempdir().expect("a folder");
+        symlink(BINARY, plugins.path().join("kubectl-tokencache")).expect("a link");
+        let kubectl = |arguments: &str| {
+            let script = format!(
+                "tools=$({root}/hack/cluster.sh tools 2>/dev/null); export PATH=\"$tools:{}:$PATH\"; {arguments}",
+                plugins.path().display()
+            );
+            let ns = &scene.ns;
+            async move { shell(ns, &script).await }
+        };
+        let value = kubectl(r#"kubectl tokencache fetch a -n "$NS""#).await;
+        assert_eq!((value.code, value.stdout), (0, scene.secret("a").await.token()), "{}", value.stderr);
+        let folder = tempfile::tempdir().expect("a folder");
+        let in_context = kubectl(&format!(
+            r#"cp "$KUBECONFIG" {0}/kc; export KUBECONFIG={0}/kc
+            kubectl config set-context other --cluster="$(kubectl config view -o jsonpath='{{.clusters[0].name}}')" \
+                --user="$(kubectl config view -o jsonpath='{{.users[0].name}}')" --namespace="$NS" >/dev/null
+            unset KUBECONFIG
+            kubectl tokencache status a --kubeconfig {0}/kc --context other -o json"#,
+            folder.path().display()
+        ))
+        .await;
+        let seen: Value = serde_json::from_str(&in_context.stdout).unwrap_or_else(|_| panic!("{in_context:?}"));
+        assert_eq!(seen["namespace"], scene.ns.name);
+        let usage = kubectl("kubectl tokencache fetch --wrong || true").await.stderr;
+        assert!(usage.contains("Usage: kubectl tokencache fetch"), "{usage}");
+    });
+}
+
+#[test]
+fn a_shell_can_complete_its_commands() {
+    scenario(async {
+        let ns = Namespace::new().await;
+        let script = r#"
+            source <(tokencache completion bash)
+            COMP_WORDS=(tokencache ref) COMP_CWORD=1
+            _tokencache tokencache ref tokencache
+            printf '%s\n' "${COMPREPLY[@]}""#;
+        assert_eq!(shell(&ns, script).await.stdout, "refresh\n");
+    });
+}
+
+#[test]
+fn a_request_of_the_command_is_one_that_the_status_shows_until_it_is_answered() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.cache("a", lazy()).await;
+        scene.ns.await_ready("a", false, "Cleared").await;
+        scene.controller.stop();
+        let ended = run(&scene.ns, &["fetch", "a", "--timeout", "5s"]).await;
+        assert_eq!(ended.code, 4, "{ended:?}");
+        assert!(ended.stderr.contains("is a controller running"), "{}", ended.stderr);
+        let cache: TokenCache = scene.ns.get("a").await;
+        assert!(cache.seen().refresh_requested.is_some());
+        let status = run(&scene.ns, &["status", "a"]).await.stdout;
+        assert!(status.contains("not answered yet"), "{status}");
+    });
+}
