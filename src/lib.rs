@@ -12,6 +12,8 @@
 
 #[cfg(feature = "controller")]
 pub mod admin;
+#[cfg(feature = "controller")]
+pub mod agent;
 pub mod api;
 #[cfg(feature = "controller")]
 pub mod cli;

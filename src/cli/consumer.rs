@@ -66,7 +66,7 @@ impl Consumer {
 /// The exit code of an error: 1 no value, 2 wrong usage, 3 no such TokenCache, 4 timeout.
 fn code(error: &Error) -> u8 {
     match error {
-        Error::NoSuchKey { .. } => 2,
+        Error::NoSuchKey { .. } | Error::NotText { .. } => 2,
         Error::NotFound { .. } => 3,
         Error::Timeout { .. } => 4,
         _ => 1,

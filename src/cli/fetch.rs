@@ -13,7 +13,7 @@ use super::{
     consumer::{Consumer, Namespace, misused},
     direct, runner, waiting,
 };
-use crate::{api, client::Value, time::rfc3339};
+use crate::{api, client::Value};
 
 /// What scripts can rely on.
 pub(super) const EXIT_CODES: &str = "Exit codes:\n  0 a value; 1 the run failed, said with its reason as soon as it has; 2 wrong usage; 3 no such\n  TokenCache; 4 timeout";
@@ -72,12 +72,15 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
             Ok(bytes) => Zeroizing::new(bytes.expose().to_vec()),
             Err(error) => return Ok(consumer.fail(&error).await),
         },
-        Output::Json | Output::Env => {
+        Output::Json => match value.to_json(key) {
+            Ok(text) => text,
+            Err(error) => return Ok(consumer.fail(&error).await),
+        },
+        Output::Env => {
             if let Some(error) = key.and_then(|key| value.select(Some(key)).err()) {
                 return Ok(consumer.fail(&error).await);
             }
-            let printed = if matches!(flags.output, Output::Json) { json(&value, key) } else { env(&value, key) };
-            match printed {
+            match env(&value, key) {
                 Ok(text) => text,
                 Err(message) => return Ok(misused(&message)),
             }
@@ -103,23 +106,6 @@ fn entries<'a>(value: &'a Value, key: Option<&'a str>) -> impl Iterator<Item = R
             text.map_err(|_| format!("the value under {name} is not text: print it by -o value --key {name}"))?;
         Ok((name, text))
     })
-}
-
-fn json(value: &Value, key: Option<&str>) -> Result<Text, String> {
-    #[derive(serde::Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Printed<'a> {
-        data: std::collections::BTreeMap<&'a str, &'a str>,
-        expires_at: String,
-        fetched_at: String,
-    }
-    let data = entries(value, key).collect::<Result<_, _>>()?;
-    let expires_at = value.expires_at().whole_seconds().to_string();
-    let printed = Printed { data, expires_at, fetched_at: rfc3339(value.fetched_at()) };
-    let mut text = Zeroizing::new(Vec::with_capacity(64 * 1024));
-    serde_json::to_writer(&mut *text, &printed).map_err(|error| error.to_string())?;
-    text.push(b'\n');
-    Ok(text)
 }
 
 fn env(value: &Value, key: Option<&str>) -> Result<Text, String> {

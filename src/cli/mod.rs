@@ -1,5 +1,6 @@
 //! The command line; one file per command.
 
+mod agent;
 mod clear;
 mod collect;
 mod consumer;
@@ -63,6 +64,8 @@ enum Command {
     List(list::Flags),
     /// Show one TokenCache
     Status(status::Flags),
+    /// Keep values in files and serve them on this machine: for programs that know nothing of Kubernetes
+    Agent(Box<agent::Flags>),
     /// Print the CustomResourceDefinition
     Crd,
     /// Print a script that completes commands and flags: source <(tokencache completion bash)
@@ -118,6 +121,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Clear(flags) => clear::run(&cli.cluster, flags).await,
         Command::List(flags) => list::run(&cli.cluster, flags).await,
         Command::Status(flags) => status::run(&cli.cluster, flags).await,
+        Command::Agent(flags) => agent::run(&cli.cluster, *flags).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tokencache", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

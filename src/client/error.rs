@@ -79,6 +79,12 @@ pub enum Error {
         /// Those that there are.
         keys: String,
     },
+    /// A value is to be shown as text and is none.
+    #[error("the value under {key} is not text: ask for the bytes under that key alone")]
+    NotText {
+        /// The key.
+        key: String,
+    },
     /// The Secret belongs to something else than the TokenCache.
     #[error("the Secret {namespace}/{name} does not belong to the TokenCache: it is left alone")]
     NotOwned {

@@ -48,13 +48,15 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+#[cfg(test)]
+pub(crate) use self::value::tests::value as sample;
 pub use self::{
     bearer::{Bearer, BearerLayer, BoxError, Repeatable, Response},
     clear::Cleared,
     decide::Condition,
     error::Error,
     fresh::{Current, Handle},
-    value::{Stamp, Value},
+    value::{InvalidStamp, Stamp, Value},
 };
 pub(crate) use self::{cache::Cache, error::Call};
 use self::{decide::Wish, fresh::Fresh, obtain::Shared};

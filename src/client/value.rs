@@ -1,9 +1,11 @@
 //! A value as consumers get it.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Serialize;
+use zeroize::Zeroizing;
 
 use super::Error;
 use crate::{
@@ -85,6 +87,37 @@ impl Value {
         })
     }
 
+    /// `{"data": {…}, "expiresAt": …, "fetchedAt": …}` and a line's end, with all keys or with one of them.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchKey`], and [`Error::NotText`] where a value is not UTF-8.
+    pub fn to_json(&self, key: Option<&str>) -> Result<Zeroizing<Vec<u8>>, Error> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Shown<'a> {
+            data: BTreeMap<&'a str, &'a str>,
+            expires_at: String,
+            fetched_at: String,
+        }
+        if key.is_some() {
+            self.select(key)?;
+        }
+        let mut data = BTreeMap::new();
+        for (name, bytes) in self.entries().filter(|(name, _)| key.is_none_or(|key| key == *name)) {
+            let text = std::str::from_utf8(bytes.expose()).map_err(|_| Error::NotText { key: name.to_owned() })?;
+            data.insert(name, text);
+        }
+        let expires_at = self.expires_at.whole_seconds().to_string();
+        let shown = Shown { data, expires_at, fetched_at: time::rfc3339(self.fetched_at()) };
+        // Large enough, so that no part of it stays behind where it grew.
+        let size = self.entries().map(|(key, bytes)| 6 * (key.len() + bytes.expose().len()) + 8).sum::<usize>() + 128;
+        let mut json = Zeroizing::new(Vec::with_capacity(size));
+        let written = serde_json::to_writer(&mut *json, &shown);
+        written.map_err(|error| Error::Api(Arc::new(kube::Error::SerdeError(error))))?;
+        json.push(b'\n');
+        Ok(json)
+    }
+
     /// How long it is valid yet; nothing where it has expired, and the longest time where it does not expire.
     #[must_use]
     pub fn remaining(&self, now: DateTime<Utc>) -> Option<TimeDelta> {
@@ -95,6 +128,31 @@ impl Value {
                 (left > TimeDelta::zero()).then_some(left)
             }
         }
+    }
+}
+
+/// As one word without spaces or quotes, for those who hand it on as text.
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", time::rfc3339(self.fetched_at), self.hash)
+    }
+}
+
+/// A text is no [`Stamp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this does not say which value it is")]
+pub struct InvalidStamp;
+
+impl FromStr for Stamp {
+    type Err = InvalidStamp;
+
+    fn from_str(text: &str) -> Result<Self, InvalidStamp> {
+        let (fetched_at, hash) = text.split_once('/').ok_or(InvalidStamp)?;
+        let known = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if !hash.chars().all(known) {
+            return Err(InvalidStamp);
+        }
+        Ok(Self { fetched_at: time::parse_rfc3339(fetched_at).map_err(|_| InvalidStamp)?, hash: hash.to_owned() })
     }
 }
 
@@ -179,7 +237,8 @@ pub(super) mod tests {
         .unwrap()
     }
 
-    fn value(data: Json) -> Arc<Value> {
+    /// A value that does not expire.
+    pub(crate) fn value(data: Json) -> Arc<Value> {
         let secret = secret("2026-03-01T12:00:00Z", "never", data);
         Found::of("a", Some(secret)).value().unwrap().clone()
     }

@@ -15,6 +15,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod agent;
 mod endings;
 mod examples;
 mod failures;

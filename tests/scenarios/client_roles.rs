@@ -21,7 +21,7 @@ use crate::support::{
 const NAME: &str = "orders-api";
 
 /// The rules of a Role, by its name, as the page has them.
-fn rules(role: &str) -> Vec<PolicyRule> {
+pub(super) fn rules(role: &str) -> Vec<PolicyRule> {
     let page = include_str!("../../docs/consuming.md");
     let yaml = page.split("```yaml\n").nth(1).and_then(|text| text.split("```").next()).expect("the page's Roles");
     let roles: Vec<Role> = yaml.split("---\n").map(|text| serde_saphyr::from_str(text).expect("a Role")).collect();

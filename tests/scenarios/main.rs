@@ -14,6 +14,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod agent;
 mod client;
 mod client_cli;
 mod client_crowd;

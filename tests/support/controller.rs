@@ -36,7 +36,7 @@ impl Log {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }
 
-    fn follow(&self, output: impl AsyncRead + Send + Unpin + 'static) {
+    pub(super) fn follow(&self, output: impl AsyncRead + Send + Unpin + 'static) {
         let log = self.clone();
         super::in_background(async move {
             let mut lines = BufReader::new(output).lines();
@@ -48,7 +48,7 @@ impl Log {
     }
 
     /// Waits for a line that gives something.
-    async fn find<T>(&self, pick: impl Fn(&str) -> Option<T>) -> T {
+    pub(super) async fn find<T>(&self, pick: impl Fn(&str) -> Option<T>) -> T {
         let mut changed = self.changed.subscribe();
         loop {
             let found = self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().find_map(|line| pick(line));
@@ -61,7 +61,7 @@ impl Log {
 }
 
 /// A field of a line of the JSON log, beside the message or among the fields.
-fn field<'a>(line: &'a Value, name: &str) -> Option<&'a str> {
+pub(super) fn field<'a>(line: &'a Value, name: &str) -> Option<&'a str> {
     line["fields"][name].as_str().or_else(|| line[name].as_str())
 }
 
@@ -237,7 +237,7 @@ pub async fn ended(mut command: Command) -> Ended {
 }
 
 /// The binary, in an environment that only the test decides.
-fn command(kubeconfig: &str, log: &str) -> Command {
+pub(super) fn command(kubeconfig: &str, log: &str) -> Command {
     let mut command = Command::new(BINARY);
     for (name, _) in std::env::vars() {
         if name.starts_with("TOKENCACHE_") || name.to_lowercase().ends_with("_proxy") {

@@ -1,5 +1,6 @@
 //! What the scenarios need: a cluster, a namespace of their own, controllers as processes, and a token server.
 
+mod agent;
 mod cluster;
 mod controller;
 mod flaky;
@@ -17,6 +18,7 @@ mod seen;
 
 use std::{future::Future, sync::LazyLock, time::Duration};
 
+pub use agent::Agent;
 pub use cluster::Cluster;
 pub use controller::{BINARY, Controller, Ended, Launch, ended, run_to_exit, tokencache};
 pub use flaky::FlakyApi;

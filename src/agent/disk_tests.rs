@@ -1,0 +1,167 @@
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::client::sample as value;
+
+fn mode(text: &str) -> Mode {
+    text.parse().unwrap()
+}
+
+/// What lies in a folder: names, and for each what a reader finds.
+fn listed(folder: &Path) -> Vec<(String, String)> {
+    let read = |entry: io::Result<fs::DirEntry>| {
+        let entry = entry.unwrap();
+        let text = fs::read_to_string(entry.path()).unwrap_or_else(|_| "-".into());
+        (entry.file_name().into_string().unwrap(), text)
+    };
+    let mut listed: Vec<_> = fs::read_dir(folder).unwrap().map(read).collect();
+    listed.sort();
+    listed
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+}
+
+struct Folder {
+    _home: TempDir,
+    target: Target,
+}
+
+impl Folder {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        Self { target: Target::Folder(home.path().join("deep").join("a")), _home: home }
+    }
+
+    fn path(&self) -> &Path {
+        self.target.path()
+    }
+}
+
+#[test]
+fn each_key_is_a_file_and_keys_that_are_no_more_go() {
+    let folder = Folder::new();
+    let first = value(json!({"user": "bWU=", "password": "MQ=="}));
+    assert_eq!(write(&folder.target, &first, mode("0400")).unwrap(), Before::Nothing);
+    let data = ("..data", "-");
+    let expected = pairs(&[data, ("..20260301T120000Z.0", "-"), ("password", "1"), ("user", "me")]);
+    assert_eq!(listed(folder.path()), {
+        let mut e = expected;
+        e.sort();
+        e
+    });
+    assert_eq!(write(&folder.target, &first, mode("0400")).unwrap(), Before::Same);
+
+    let second = value(json!({"user": "bWU=", "token": "Mg=="}));
+    assert_eq!(write(&folder.target, &second, mode("0400")).unwrap(), Before::Other);
+    let listed = listed(folder.path());
+    assert_eq!(listed.len(), 4, "{listed:?}");
+    assert!(listed.ends_with(&pairs(&[("token", "2"), ("user", "me")])), "{listed:?}");
+}
+
+#[test]
+fn modes_are_as_told_whatever_the_umask() {
+    for (text, files, folders) in [("0400", 0o400, 0o700), ("0440", 0o440, 0o750)] {
+        let folder = Folder::new();
+        write(&folder.target, &value(json!({"token": "MQ=="})), mode(text)).unwrap();
+        let of = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(of(&folder.path().join("token")), files);
+        for path in [folder.path(), folder.path().parent().unwrap(), &folder.path().join(DATA)] {
+            assert_eq!(of(path), folders, "{}", path.display());
+        }
+    }
+    // Another mode is another file.
+    let folder = Folder::new();
+    let one = value(json!({"token": "MQ=="}));
+    write(&folder.target, &one, mode("0400")).unwrap();
+    assert_eq!(write(&folder.target, &one, mode("0440")).unwrap(), Before::Other);
+}
+
+#[test]
+fn a_reader_never_sees_two_values_mixed_nor_none() {
+    let folder = Folder::new();
+    let of = |n: u8| {
+        use base64::{Engine as _, engine::general_purpose::STANDARD};
+        let text = STANDARD.encode(vec![b'a' + n; 10_000]);
+        value(json!({"one": text, "two": text}))
+    };
+    write(&folder.target, &of(0), mode("0400")).unwrap();
+    let path = folder.path().to_owned();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let reader = std::thread::spawn(move || {
+        let mut seen = BTreeSet::new();
+        while stopped.try_recv().is_err() {
+            // As one who follows `..data` once does; the old folder may go while he reads.
+            let Ok(data) = fs::read_link(path.join(DATA)) else { panic!("no value") };
+            let data = path.join(data);
+            let (Ok(one), Ok(two)) = (fs::read(data.join("one")), fs::read(data.join("two"))) else { continue };
+            assert!(one == two && one.len() == 10_000);
+            seen.insert(one[0]);
+        }
+        seen.len()
+    });
+    for n in 0..200 {
+        write(&folder.target, &of(n % 20), mode("0400")).unwrap();
+    }
+    drop(stop);
+    assert!(reader.join().unwrap() > 1);
+}
+
+#[test]
+fn a_single_file_holds_the_bytes_of_one_key() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("token");
+    let target = |key: Option<&str>| Target::File { path: path.clone(), key: key.map(str::to_owned) };
+    let both = value(json!({"a": "MQ==", "b": "Mg=="}));
+    assert_eq!(write(&target(Some("b")), &both, mode("0400")).unwrap(), Before::Nothing);
+    assert_eq!(listed(home.path()), pairs(&[("token", "2")]));
+    assert_eq!(write(&target(Some("b")), &both, mode("0400")).unwrap(), Before::Same);
+    assert_eq!(write(&target(Some("a")), &both, mode("0400")).unwrap(), Before::Other);
+    let error = write(&target(Some("c")), &both, mode("0400")).unwrap_err().to_string();
+    assert!(error.contains("a, b"), "{error}");
+    assert_eq!(listed(home.path()), pairs(&[("token", "1")]), "the old value stays");
+    assert!(remove(&target(None)).unwrap() && !remove(&target(None)).unwrap());
+    assert_eq!(listed(home.path()), []);
+}
+
+#[test]
+fn what_the_agent_did_not_make_is_left_alone() {
+    let folder = Folder::new();
+    fs::create_dir_all(folder.path()).unwrap();
+    fs::write(folder.path().join("token"), "mine").unwrap();
+    fs::write(folder.path().join("other"), "mine").unwrap();
+    let one = value(json!({"token": "MQ=="}));
+    let error = write(&folder.target, &one, mode("0400")).unwrap_err().to_string();
+    assert!(error.contains("in the way"), "{error}");
+    let mine = pairs(&[("other", "mine"), ("token", "mine")]);
+    assert_eq!(listed(folder.path()), mine);
+    fs::remove_file(folder.path().join("token")).unwrap();
+    write(&folder.target, &one, mode("0400")).unwrap();
+    assert!(remove(&folder.target).unwrap());
+    assert_eq!(listed(folder.path()), pairs(&[("other", "mine")]));
+}
+
+#[test]
+fn what_a_crash_left_is_cleared_away() {
+    let folder = Folder::new();
+    fs::create_dir_all(folder.path().join("..20260301T120000Z.0")).unwrap();
+    fs::write(folder.path().join("..20260301T120000Z.0").join("token"), "half").unwrap();
+    symlink("..20260301T120000Z.0", folder.path().join(DATA_NEXT)).unwrap();
+    write(&folder.target, &value(json!({"token": "MQ=="})), mode("0400")).unwrap();
+    assert_eq!(listed(folder.path()), pairs(&[("..20260301T120000Z.1", "-"), ("..data", "-"), ("token", "1")]));
+}
+
+#[test]
+fn the_user_is_told_what_to_do() {
+    let io = |kind: ErrorKind| Error::Io { path: "/t/a".into(), error: kind.into() }.to_string();
+    for (kind, expected) in [
+        (ErrorKind::StorageFull, "sizeLimit"),
+        (ErrorKind::PermissionDenied, "fsGroup"),
+        (ErrorKind::ReadOnlyFilesystem, "readOnly"),
+    ] {
+        let text = io(kind);
+        assert!(text.starts_with("/t/a: ") && text.contains(expected), "{text}");
+    }
+}
