@@ -98,7 +98,8 @@ impl Keeper {
             }
             report.reason = reason.clone();
         });
-        if !changed && !(valid.is_none() && memory.written.is_some()) {
+        let lost = valid.is_none() && memory.written.is_some();
+        if !changed && !lost {
             return;
         }
         match (valid, reason) {

@@ -74,7 +74,7 @@ async fn healthz(State(agent): State<Arc<Agent>>) -> Response {
 async fn fetch(State(agent): State<Arc<Agent>>, Path(name): Path<String>, RawQuery(query): RawQuery) -> Response {
     let (handle, wanted) = match agent.wanted(&name, query.as_deref()) {
         Ok(asked) => asked,
-        Err(refused) => return refused,
+        Err((code, message)) => return refused(code, &message),
     };
     let now = agent.clock.now();
     let kept =
@@ -94,7 +94,7 @@ async fn refresh(
 ) -> Response {
     let wanted = match agent.wanted(&name, query.as_deref()) {
         Ok((_, wanted)) => wanted,
-        Err(refused) => return refused,
+        Err((code, message)) => return refused(code, &message),
     };
     match condition(&headers) {
         Ok(condition) => answer(agent.client.refresh(&name, condition).await, &wanted),
@@ -103,13 +103,13 @@ async fn refresh(
 }
 
 impl Agent {
-    fn wanted(&self, name: &str, query: Option<&str>) -> Result<(&Handle, Wanted), Response> {
+    fn wanted(&self, name: &str, query: Option<&str>) -> Result<(&Handle, Wanted), (StatusCode, String)> {
         let Some(handle) = self.handles.get(name) else {
             let message = "the agent does not keep a TokenCache of that name: name it when the agent is started";
-            return Err(refused(StatusCode::NOT_FOUND, message));
+            return Err((StatusCode::NOT_FOUND, message.to_owned()));
         };
         let wanted = Wanted::read(query.unwrap_or_default());
-        Ok((handle, wanted.map_err(|message| refused(StatusCode::BAD_REQUEST, &message))?))
+        Ok((handle, wanted.map_err(|message| (StatusCode::BAD_REQUEST, message))?))
     }
 }
 
