@@ -3,7 +3,13 @@
 //! ```sh
 //! hack/cluster.sh run -- cargo bench --bench value
 //! ```
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a benchmark that cannot go on ends")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a benchmark that cannot go on ends"
+)]
 
 use std::{
     hint::black_box,

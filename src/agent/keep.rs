@@ -98,8 +98,8 @@ impl Keeper {
             }
             report.reason = reason.clone();
         });
-        let has_expired = valid.is_none() && memory.written.is_some();
-        if !changed && !has_expired {
+        let lost = valid.is_none() && memory.written.is_some();
+        if !changed && !lost {
             return;
         }
         match (valid, reason) {

@@ -74,7 +74,7 @@ async fn healthz(State(agent): State<Arc<Agent>>) -> Response {
 async fn fetch(State(agent): State<Arc<Agent>>, Path(name): Path<String>, RawQuery(query): RawQuery) -> Response {
     let (handle, wanted) = match agent.wanted(&name, query.as_deref()) {
         Ok(asked) => asked,
-        Err((status, message)) => return refused(status, &message),
+        Err((code, message)) => return refused(code, &message),
     };
     let now = agent.clock.now();
     let kept =
@@ -94,7 +94,7 @@ async fn refresh(
 ) -> Response {
     let wanted = match agent.wanted(&name, query.as_deref()) {
         Ok((_, wanted)) => wanted,
-        Err((status, message)) => return refused(status, &message),
+        Err((code, message)) => return refused(code, &message),
     };
     match condition(&headers) {
         Ok(condition) => answer(agent.client.refresh(&name, condition).await, &wanted),

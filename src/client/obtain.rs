@@ -15,14 +15,13 @@ use super::{
 };
 use crate::{api::names::FIELD_MANAGER, sealed::SealedSecret, time::rfc3339};
 
-/// A question that one asks for all who wait for its answer.
-type Question = Weak<Turn<Result<Asking, Error>>>;
+type AskTurn = Turn<Result<Asking, Error>>;
 
 /// What those share who want the same TokenCache's value at the same time.
 #[derive(Default)]
 pub(super) struct Shared {
     read: Turn<Result<Found, Error>>,
-    asks: Mutex<Vec<(Wish, Question)>>,
+    asks: Mutex<Vec<(Wish, Weak<AskTurn>)>>,
     follow: Mutex<Weak<Follow>>,
 }
 
@@ -45,7 +44,8 @@ const WAITING: &str = "no run has ended; is a controller running for this namesp
 impl Client {
     pub(super) async fn obtain(&self, name: &str, wish: Wish) -> Result<Arc<Value>, Error> {
         let mut phase = READING;
-        let way = self.way(name, &wish, &mut phase);
+        // Long, and awaited in the middle of the callers' own.
+        let way = Box::pin(self.way(name, &wish, &mut phase));
         match tokio::time::timeout(self.0.timeout, way).await {
             Ok(result) => result,
             Err(_) => Err(Error::Timeout { name: name.to_owned(), waited: self.0.timeout, what: phase }),
@@ -167,7 +167,7 @@ impl Client {
 
 impl Shared {
     /// The turn of those with the same wish.
-    fn turn(&self, wish: &Wish) -> Arc<Turn<Result<Asking, Error>>> {
+    fn turn(&self, wish: &Wish) -> Arc<AskTurn> {
         let mut asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
         asks.retain(|(_, turn)| turn.strong_count() > 0);
         if let Some(turn) = asks.iter().find(|(of, _)| of == wish).and_then(|(_, turn)| turn.upgrade()) {

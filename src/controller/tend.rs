@@ -221,8 +221,10 @@ impl Context {
             return;
         }
         let status = cache.status.as_ref().filter(|status| status.failures > 0);
-        let waiting = status
-            .filter(|status| status.last_failure.as_ref().is_some_and(|failure| waits_for_source(&failure.reason)));
+        // The address rules are this process's own, and may not be those of the one before.
+        let may_pass = |reason: &str| waits_for_source(reason) || reason == Reason::AddressNotAllowed.as_str();
+        let waiting =
+            status.filter(|status| status.last_failure.as_ref().is_some_and(|failure| may_pass(&failure.reason)));
         *note = self.runner.notes.with(key, |note| {
             note.met = true;
             note.unblocked = waiting.map(|status| status.runs).or(note.unblocked);

@@ -4,6 +4,8 @@
 
 mod hold;
 mod judge;
+#[cfg(test)]
+mod model;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -80,8 +80,6 @@ fn on_node(story: impl AsyncFnOnce(&Stage)) {
         let client = &Cluster::bare().await.client;
         load_program(&cluster, &format!("{}:{}", IMAGE.0, IMAGE.1)).await;
         namespace(client).await;
-        // Left by a test that failed; the chart would not take it over.
-        must("kubectl", &["delete", "customresourcedefinition", DEFINITION, "--ignore-not-found"]);
         let host = hack("cluster.sh", &["host-ip", "--name", &cluster]);
         let listen = SocketAddr::new(host.trim().parse().expect("an address"), 0);
         let client_secret = format!("{:032x}", rand::random::<u128>());

@@ -19,7 +19,7 @@ use crate::{
     endings::{SLOW, count_pods},
     node::{ARGUMENTS, FrozenNode, Stage, alone_on_node, is_fetching, on_node},
     support::{
-        CacheView as _, Controller, Namespace, SecretView as _, in_background, poll,
+        CacheView as _, Controller, Namespace, SecretView as _, poll,
         rights::{give_back, withhold},
         within,
     },
@@ -87,7 +87,7 @@ fn a_node_that_is_lost_in_mid_run_is_told_and_no_other_pod_starts_before_the_fir
         let name = pod.spec.and_then(|spec| spec.node_name).expect("a node");
 
         // Of a cluster that has lost all its nodes, Kubernetes believes none to be lost.
-        let _other = OtherNode::new(&stage.ns).await;
+        let other = OtherNode::new(&stage.ns).await;
         let frozen = FrozenNode::new();
         // Kubernetes itself takes 40 s to call a node lost, and the pod stays for 15 s more.
         let nodes = Api::<Node>::all(stage.ns.client().clone());
@@ -113,6 +113,7 @@ fn a_node_that_is_lost_in_mid_run_is_told_and_no_other_pod_starts_before_the_fir
         assert_eq!((most.at_once, most.names.len()), (1, 2), "{:?}", most.names);
         let back = await_condition(nodes, &name, |node: Option<&Node>| node.is_some_and(is_ready));
         within("the node is back", back).await.expect("a watch");
+        other.remove().await;
     });
 }
 
@@ -130,7 +131,8 @@ impl OtherNode {
             (Api::<Node>::all(ns.client().clone()), Api::<Lease>::namespaced(ns.client().clone(), "kube-node-lease"));
         let node = json!({"metadata": {"name": OTHER}, "spec": {"unschedulable": true}});
         let node: Node = serde_json::from_value(node).expect("a node");
-        nodes.create(&PostParams::default(), &node).await.expect("it is created");
+        // One that a failed test left behind would do.
+        let _ = nodes.create(&PostParams::default(), &node).await;
         let now = || Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
         let ready = json!({"status": {"conditions": [{
             "type": "Ready", "status": "True", "reason": "Test", "message": "", "lastHeartbeatTime": now(),
@@ -154,13 +156,16 @@ impl OtherNode {
     }
 }
 
+impl OtherNode {
+    async fn remove(self) {
+        self.heart.abort();
+        self.nodes.delete(OTHER, &DeleteParams::default()).await.expect("it is deleted");
+    }
+}
+
 impl Drop for OtherNode {
     fn drop(&mut self) {
         self.heart.abort();
-        let nodes = self.nodes.clone();
-        in_background(async move {
-            nodes.delete(OTHER, &DeleteParams::default()).await.expect("it is deleted");
-        });
     }
 }
 

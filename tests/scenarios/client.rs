@@ -26,7 +26,7 @@ pub fn failing() -> Behaviour {
     Behaviour::Status(500, Vec::new(), String::new())
 }
 
-pub fn token(value: impl AsRef<Value>) -> String {
+pub fn token(value: &impl AsRef<Value>) -> String {
     String::from_utf8(value.as_ref().select(None).expect("a token").expose().to_vec()).expect("text")
 }
 

@@ -2,6 +2,7 @@
 
 use std::{os::unix::fs::symlink, path::Path};
 
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use tokencache::api::TokenCache;
 use tokio::process::Command;
@@ -12,18 +13,21 @@ use crate::support::{
     tokencache,
 };
 
-async fn run(ns: &Namespace, arguments: &[&str]) -> Ended {
-    tokencache(&Cluster::get().await.kubeconfig, &ns.name, arguments).await
+/// Boxed, since a test that calls it often would else need more stack than it has.
+fn run<'a>(ns: &'a Namespace, arguments: &'a [&'a str]) -> BoxFuture<'a, Ended> {
+    Box::pin(async { tokencache(&Cluster::get().await.kubeconfig, &ns.name, arguments).await })
 }
 
 /// A shell with the kubeconfig and the binary's folder on its path.
-async fn shell(ns: &Namespace, script: &str) -> Ended {
-    let folder = Path::new(BINARY).parent().expect("a folder").to_str().expect("a path");
-    let path = std::env::var("PATH").unwrap_or_default();
-    let mut bash = Command::new("bash");
-    bash.args(["-euc", script]).env("PATH", format!("{folder}:{path}")).env("NS", &ns.name);
-    bash.env("KUBECONFIG", &Cluster::get().await.kubeconfig).env("TERM", "xterm").env_remove("NO_COLOR");
-    ended(bash).await
+fn shell<'a>(ns: &'a Namespace, script: &'a str) -> BoxFuture<'a, Ended> {
+    Box::pin(async move {
+        let folder = Path::new(BINARY).parent().expect("a folder").to_str().expect("a path");
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut bash = Command::new("bash");
+        bash.args(["-euc", script]).env("PATH", format!("{folder}:{path}")).env("NS", &ns.name);
+        bash.env("KUBECONFIG", &Cluster::get().await.kubeconfig).env("TERM", "xterm").env_remove("NO_COLOR");
+        ended(bash).await
+    })
 }
 
 #[test]
