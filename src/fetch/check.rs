@@ -278,9 +278,10 @@ mod tests {
                 .filter(|block| block.starts_with("apiVersion"))
                 .collect()
         } else {
-            text.split("\n---\n").collect()
+            vec![text]
         };
-        blocks.iter().filter_map(|block| serde_saphyr::from_str::<Option<Value>>(block).expect(block)).collect()
+        let documents = blocks.iter().flat_map(|block| block.split("\n---\n"));
+        documents.filter_map(|text| serde_saphyr::from_str::<Option<Value>>(text).expect(text)).collect()
     }
 
     #[test]
