@@ -23,7 +23,7 @@ use k8s_openapi::{
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
-    Api, Config, ResourceExt as _,
+    Api, Config, CustomResourceExt as _, ResourceExt as _,
     api::{DeleteParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
@@ -57,7 +57,7 @@ where
     api.create(&PostParams::default(), &serde_json::from_value(manifest).expect("an object")).await.expect("created")
 }
 
-#[tokio::main]
+#[tokio::main(flavor = "current_thread")]
 async fn main() {
     let Ok(path) = std::env::var("TOKENCACHE_TEST_KUBECONFIG") else {
         println!("skipped: TOKENCACHE_TEST_KUBECONFIG names no cluster; run it by hack/cluster.sh run --");
@@ -66,8 +66,7 @@ async fn main() {
     let file = Kubeconfig::read_from(path).expect("a kubeconfig");
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.expect("a configuration");
     let kube = kube::Client::try_from(config).expect("a client");
-    let crd = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/crds/tokencache.yaml")).expect("the CRD");
-    let crd: CustomResourceDefinition = serde_saphyr::from_str(&crd).expect("a CRD");
+    let crd = TokenCache::crd();
     let crds: Api<CustomResourceDefinition> = Api::all(kube.clone());
     if crds.get_opt(&crd.name_any()).await.expect("an answer").is_none() {
         crds.create(&PostParams::default(), &crd).await.expect("created");

@@ -31,6 +31,8 @@ pub struct Note {
     pub ahead: Option<Ahead>,
     /// `status.runs` as this process wrote it, and when; an object with less has not come through the watch yet.
     pub reported: Option<(i64, Instant)>,
+    /// The same, where that run failed for what its source had read.
+    pub waiting: Option<i64>,
     /// Whether the Secret of this `resourceVersion` was found as it had been written.
     pub verified: Option<(String, bool)>,
     /// Since when the Secret of this `resourceVersion` waits to be verified.

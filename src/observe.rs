@@ -145,11 +145,12 @@ pub fn note_written(
     version
 }
 
-/// What is remembered after a run was reported. Where it was refused, `began` says since when its source was looked at:
-/// a change after that may be what it waits for, and was not noticed as such when it came.
+/// What is remembered after a run was reported. Where it failed for what its source had read, `began` says since when
+/// that was looked at: a change after that may be what it waits for, and was not noticed as such when it came.
 pub fn note_reported(notes: &Notes, key: &Key, runs: i64, began: Option<Instant>) {
     notes.with(key, |note| {
         note.reported = Some((runs, Instant::now()));
+        note.waiting = began.map(|_| runs);
         if began.is_some_and(|began| note.source_changed.is_some_and(|changed| changed >= began)) {
             note.unblocked = Some(runs);
         }

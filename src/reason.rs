@@ -127,6 +127,21 @@ impl Reason {
         )
     }
 
+    /// Whether a run that failed for the reason of that name may go well when what its source read has changed.
+    #[must_use]
+    pub fn is_of_source(name: &str) -> bool {
+        [
+            Self::SourceNotFound,
+            Self::SourceNotAllowed,
+            Self::InvalidSpec,
+            Self::Rejected,
+            Self::TlsFailed,
+            Self::ReauthenticationRequired,
+        ]
+        .iter()
+        .any(|reason| reason.as_str() == name)
+    }
+
     /// The refusal of that name, as `status.lastFailure` stores it.
     #[must_use]
     pub fn refusal(name: &str) -> Option<Self> {

@@ -1,6 +1,6 @@
 //! The one place that reads a clock, and that knows how times are written.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use chrono::{DateTime, SecondsFormat, SubsecRound as _, TimeDelta, Utc};
 use k8s_openapi::{
@@ -29,6 +29,25 @@ impl Clock {
 impl std::fmt::Debug for Clock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Clock")
+    }
+}
+
+/// A moment in the system clock's own terms, for those who ask all the time whether it is past: a calendar would cost
+/// them more than the clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Option<SystemTime>);
+
+impl Deadline {
+    /// At this moment, or never.
+    #[must_use]
+    pub fn at(moment: Option<DateTime<Utc>>) -> Self {
+        Self(moment.map(SystemTime::from))
+    }
+
+    /// Whether it is past by the system's clock.
+    #[must_use]
+    pub fn is_past(self) -> bool {
+        self.0.is_some_and(|moment| moment <= SystemTime::now())
     }
 }
 
@@ -122,6 +141,15 @@ mod tests {
         assert_eq!(later(DateTime::<Utc>::MAX_UTC, TimeDelta::seconds(1)), DateTime::<Utc>::MAX_UTC);
         assert_eq!(later(DateTime::<Utc>::MIN_UTC, TimeDelta::seconds(-1)), DateTime::<Utc>::MIN_UTC);
         assert_eq!(ceil(DateTime::<Utc>::MAX_UTC), DateTime::<Utc>::MAX_UTC);
+    }
+
+    #[test]
+    fn a_deadline_is_past_when_the_clock_says_so() {
+        let now = Utc::now();
+        assert!(Deadline::at(Some(now)).is_past());
+        assert!(Deadline::at(Some(DateTime::UNIX_EPOCH)).is_past());
+        assert!(!Deadline::at(Some(later(now, TimeDelta::hours(1)))).is_past());
+        assert!(!Deadline::at(None).is_past());
     }
 
     #[test]

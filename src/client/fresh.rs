@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     sealed::SealedSecret,
-    time::{Clock, later, until},
+    time::{later, until},
 };
 
 /// What the handles on one TokenCache share. Ends its watch when it is dropped.
@@ -78,7 +78,6 @@ impl Fresh {
 pub struct Handle {
     client: Client,
     fresh: Arc<Fresh>,
-    clock: Clock,
     changes: watch::Receiver<u64>,
 }
 
@@ -114,7 +113,7 @@ impl From<Current> for Arc<Value> {
 impl Handle {
     pub(super) fn new(client: Client, fresh: Arc<Fresh>) -> Self {
         let changes = fresh.slot.changes.subscribe();
-        Self { clock: client.0.clock.clone(), client, fresh, changes }
+        Self { client, fresh, changes }
     }
 
     /// Name of the TokenCache.
@@ -127,7 +126,7 @@ impl Handle {
     #[must_use]
     pub fn get(&self) -> Option<Current> {
         let value = self.fresh.slot.value.load();
-        (!value.expires_at().is_past(self.clock.now())).then_some(Current(value))
+        (!value.has_expired()).then_some(Current(value))
     }
 
     /// Waits for a valid value, for as long as it takes; [`error`](Self::error) says what stands in the way.

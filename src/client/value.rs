@@ -14,7 +14,7 @@ use crate::{
         names::{ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCHED_AT},
     },
     sealed::{SealedSecret, SecretBytes},
-    time,
+    time::{self, Deadline},
 };
 
 /// A credential with its lifetime. Its keys and bytes do not print, and are wiped when it is dropped.
@@ -22,6 +22,7 @@ use crate::{
 pub struct Value {
     data: BTreeMap<String, SecretBytes>,
     expires_at: ExpiresAt,
+    deadline: Deadline,
     stamp: Stamp,
 }
 
@@ -38,9 +39,17 @@ const TOKEN: &str = "token";
 impl Value {
     /// One that expired long ago.
     pub(super) fn none() -> Self {
-        let long_ago = DateTime::<Utc>::MIN_UTC;
-        let stamp = Stamp { fetched_at: long_ago, hash: String::new() };
-        Self { data: BTreeMap::new(), expires_at: ExpiresAt::At(long_ago), stamp }
+        let long_ago = DateTime::UNIX_EPOCH;
+        Self::new(BTreeMap::new(), ExpiresAt::At(long_ago), Stamp { fetched_at: long_ago, hash: String::new() })
+    }
+
+    fn new(data: BTreeMap<String, SecretBytes>, expires_at: ExpiresAt, stamp: Stamp) -> Self {
+        Self { data, expires_at, deadline: Deadline::at(expires_at.moment()), stamp }
+    }
+
+    /// Whether it has expired by the system's clock.
+    pub(super) fn has_expired(&self) -> bool {
+        self.deadline.is_past()
     }
 
     /// When it expires.
@@ -190,7 +199,7 @@ impl Found {
         let (Some(expires_at), Some(fetched_at)) = (expires_at, fetched_at) else { return Self::Absent };
         let hash = annotation(ANNOTATION_DATA_HASH).cloned().unwrap_or_default();
         let stamp = Stamp { fetched_at, hash };
-        Self::Own(Arc::new(Value { data: secret.data, expires_at, stamp }))
+        Self::Own(Arc::new(Value::new(secret.data, expires_at, stamp)))
     }
 
     pub(super) fn value(&self) -> Option<&Arc<Value>> {

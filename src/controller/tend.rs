@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{
     Stop,
     finalize::finalize,
-    watch::{Guarded, SecretMeta, key, waits_for_source},
+    watch::{Guarded, SecretMeta, key},
 };
 use crate::{
     api::TokenCache,
@@ -222,7 +222,7 @@ impl Context {
         }
         let status = cache.status.as_ref().filter(|status| status.failures > 0);
         // The address rules are this process's own, and may not be those of the one before.
-        let may_pass = |reason: &str| waits_for_source(reason) || reason == Reason::AddressNotAllowed.as_str();
+        let may_pass = |reason: &str| Reason::is_of_source(reason) || reason == Reason::AddressNotAllowed.as_str();
         let waiting =
             status.filter(|status| status.last_failure.as_ref().is_some_and(|failure| may_pass(&failure.reason)));
         *note = self.runner.notes.with(key, |note| {

@@ -301,33 +301,20 @@ fn unblock(
     reference: &Reference,
 ) -> Vec<ObjectRef<Guarded>> {
     let waits = |name: &String| {
-        // A run that is under way may have looked just before.
-        notes.with_known(&(namespace.to_owned(), name.clone()), |note| note.source_changed = Some(Instant::now()));
         let at = ObjectRef::<Guarded>::new(name).within(namespace);
         let object = caches.get(&at)?;
-        let status = object.0.as_ref().ok()?.status.as_ref()?;
-        let failure = status.last_failure.as_ref().filter(|_| status.failures > 0)?;
-        if !waits_for_source(&failure.reason) {
-            return None;
-        }
-        notes.with(&(namespace.to_owned(), name.clone()), |note| note.unblocked = Some(status.runs));
-        Some(at)
+        let status = object.0.as_ref().ok()?.status.clone().unwrap_or_default();
+        let failure = status.last_failure.as_ref().filter(|_| status.failures > 0);
+        let watched = failure.filter(|failure| Reason::is_of_source(&failure.reason)).map(|_| status.runs);
+        notes.with(&(namespace.to_owned(), name.clone()), |note| {
+            // A run that is under way may have looked just before.
+            note.source_changed = Some(Instant::now());
+            let waiting = if note.is_ahead_of(status.runs) { note.waiting } else { watched };
+            note.unblocked = waiting.or(note.unblocked);
+            waiting.map(|_| at)
+        })
     };
     index.to(namespace, reference).iter().filter_map(waits).collect()
-}
-
-/// Whether a run that failed so may go well when what it read has changed.
-pub(super) fn waits_for_source(reason: &str) -> bool {
-    [
-        Reason::SourceNotFound,
-        Reason::SourceNotAllowed,
-        Reason::InvalidSpec,
-        Reason::Rejected,
-        Reason::TlsFailed,
-        Reason::ReauthenticationRequired,
-    ]
-    .iter()
-    .any(|known| known.as_str() == reason)
 }
 
 /// Logs what breaks a watch; a controller that is not ready yet tells its probe as well.

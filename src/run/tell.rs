@@ -75,8 +75,8 @@ impl Runner {
             (!lost || runs == before.runs).then(|| after_run(&Observed { cache, ..left.clone() }, &ended, now))
         };
         if self.reporter.report(key, seen.cache, wanted).await? {
-            let refused = result.as_ref().err().is_some_and(|failure| failure.reason.is_refusal());
-            note_reported(&self.notes, key, before.runs + 1, refused.then_some(started));
+            let of_source = result.as_ref().err().is_some_and(|failure| Reason::is_of_source(failure.reason.as_str()));
+            note_reported(&self.notes, key, before.runs + 1, of_source.then_some(started));
         }
         self.announce(seen.cache, why, before.failures, &result).await;
         Ok(())
