@@ -28,13 +28,15 @@ static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
 impl Cluster {
     /// The one cluster of this process.
     pub async fn get() -> &'static Self {
-        let install = async {
-            let cluster = Self::connect().await;
-            install_crd(&cluster.client).await;
-            cluster
-        };
         // The definition is nested deeper than the stack of a test's own thread reaches in a debug build.
-        CLUSTER.get_or_init(|| on_worker(install)).await
+        let install = || {
+            Box::pin(on_worker(async {
+                let cluster = Self::connect().await;
+                install_crd(&cluster.client).await;
+                cluster
+            }))
+        };
+        CLUSTER.get_or_init(install).await
     }
 
     /// The same without the CustomResourceDefinition, for a process that installs that in its own way.

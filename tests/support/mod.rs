@@ -51,7 +51,7 @@ pub fn scenario(story: impl Future<Output = ()>) {
 
 /// Does something on a thread of the runtime, whose stack is larger than that of a test's thread.
 pub async fn on_worker<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> T {
-    RUNTIME.spawn(task).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    RUNTIME.spawn(Box::pin(task)).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// Spawns what may outlive a scenario.
