@@ -11,7 +11,7 @@ use kube::{
 };
 use tokio::sync::OnceCell;
 
-use super::within;
+use super::{on_worker, within};
 
 const VARIABLE: &str = "TOKENCACHE_TEST_KUBECONFIG";
 
@@ -33,7 +33,8 @@ impl Cluster {
             install_crd(&cluster.client).await;
             cluster
         };
-        CLUSTER.get_or_init(|| install).await
+        // The definition is nested deeper than the stack of a test's own thread reaches in a debug build.
+        CLUSTER.get_or_init(|| on_worker(install)).await
     }
 
     /// The same without the CustomResourceDefinition, for a process that installs that in its own way.

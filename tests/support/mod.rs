@@ -40,12 +40,18 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// One runtime for all scenarios, since they share one client, whose worker lives in a runtime.
 static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().expect("a runtime")
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(4).thread_stack_size(64 << 20).enable_all().build().expect("a runtime")
 });
 
 /// Runs a scenario to its end.
 pub fn scenario(story: impl Future<Output = ()>) {
     RUNTIME.block_on(Box::pin(story));
+}
+
+/// Does something on a thread of the runtime, whose stack is larger than that of a test's thread.
+pub async fn on_worker<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> T {
+    RUNTIME.spawn(task).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// Spawns what may outlive a scenario.
