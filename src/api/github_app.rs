@@ -35,7 +35,7 @@ pub struct GitHubApp {
     #[x_kube(validation = Rule::new("self.all(key, self[key] in ['read', 'write', 'admin'])").message("each permission must be read, write or admin, as in contents: read"))]
     pub permissions: BTreeMap<String, String>,
 
-    /// The API. Default https://api.github.com; of an Enterprise server https://HOST/api/v3.
+    /// The API. Default `https://api.github.com`; of an Enterprise server `https://HOST/api/v3`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[^@#?\s]+$"))]
     pub api_url: Option<String>,

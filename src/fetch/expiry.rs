@@ -61,7 +61,11 @@ pub(super) fn decide(
 
 fn enough_left(moment: DateTime<Utc>, wanted: Option<Duration>, now: DateTime<Utc>) -> Result<(), Failure> {
     if moment <= now {
-        let message = format!("the value that was fetched expired already at {}", time::rfc3339(moment));
+        let message = format!(
+            "the value that was fetched expired already at {}; the clock here says {}: does one of the two go wrong?",
+            time::rfc3339(moment),
+            time::rfc3339(now)
+        );
         return Err(Failure::new(Reason::NearlyExpired, message));
     }
     let left = time::until(moment, now);

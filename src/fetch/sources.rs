@@ -121,7 +121,9 @@ where
 fn refused(error: &kube::Error, kind: ReferenceKind, namespace: &str, name: &str) -> Failure {
     match error {
         kube::Error::Api(status) if status.code == 404 => {
-            Failure::new(Reason::SourceNotFound, format!("{kind} {namespace}/{name} does not exist"))
+            let message =
+                format!("{kind} {namespace}/{name} does not exist, and only the TokenCache's own namespace is read");
+            Failure::new(Reason::SourceNotFound, message)
         }
         kube::Error::Api(status) if status.code == 403 => Failure::new(
             Reason::SourceNotAllowed,
