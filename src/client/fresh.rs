@@ -173,7 +173,9 @@ impl Handle {
     /// # Errors
     /// Those of [`Client::refresh`].
     pub async fn refresh(&self, failed: &Value) -> Result<Arc<Value>, Error> {
-        if let Some(value) = self.get().filter(|value| value.stamp() != failed.stamp()) {
+        // The watch may be behind what a refresh has given.
+        let newer = |value: &Current| value.stamp() != failed.stamp() && value.fetched_at() >= failed.fetched_at();
+        if let Some(value) = self.get().filter(newer) {
             return Ok(value.into());
         }
         self.client.refresh(self.name(), Condition::from(failed)).await

@@ -18,7 +18,8 @@ use crate::{
 fn a_script_that_fails_is_told_by_its_last_words_and_its_job_stays_for_a_look() {
     on_node(async {
         let stage = Stage::new().await;
-        stage.script("a", "echo one; echo 'login failed: wrong password' >&2; exit 3", json!({})).await;
+        // Both on one stream: of two, the node may read either first.
+        stage.script("a", "echo one >&2; echo 'login failed: wrong password' >&2; exit 3", json!({})).await;
         let (reason, message) = stage.failure("a").await;
         assert_eq!(reason, "JobFailed");
         assert!(
@@ -52,7 +53,8 @@ async fn told(cases: Vec<(&'static str, Value, &'static str, &'static str)>) {
         let (is, message) = stage.failure(name).await;
         println!("{name} after {:?}: {is}: {message}", begin.elapsed());
         assert!(is == *reason && message.contains(words), "{name}: {is}: {message}");
-        assert!(begin.elapsed() < Duration::from_secs(60), "{name}: {:?}", begin.elapsed());
+        // A job's own limit is 5 minutes.
+        assert!(begin.elapsed() < Duration::from_secs(150), "{name}: {:?}", begin.elapsed());
     }
 }
 
@@ -78,7 +80,7 @@ fn what_the_container_did_wrong_is_told_apart() {
             "at most 3018 of these",
         ),
         ("command", container(json!({"command": ["/nope"]})), "JobFailed", "could not be started"),
-        ("slow", slow(json!({"timeout": "10s"})), "Timeout", "container fetch was running on node"),
+        ("slow", slow(json!({"timeout": "30s"})), "Timeout", "container fetch was running on node"),
         (
             "pod-deadline",
             slow(json!({"job": {"template": {"spec": {"activeDeadlineSeconds": 5}}}})),
