@@ -11,6 +11,8 @@ POD_N='' POD_EXP_MS=0 CALLS=0 CALLS_OK=0 LONGEST_LAG=0 PODS_SEEN=''
 # The outage.
 FAILING='' FAILED_RUNS=0 NOT_READY=0
 FOLLOWERS=()
+# The beginning of an event whose rest has not been read yet.
+BEGUN=''
 
 # follow KIND CMD…: each line that it prints becomes an event, with the time at which it came.
 follow() {
@@ -62,6 +64,7 @@ milliseconds() {
 observe() {
   local line
   if read -r -t 0.2 line <&"$EVENTS"; then
+    line=$BEGUN$line BEGUN=''
     AT=$((${line%%|*} / 1000)) line=${line#*|}
     case ${line%%|*} in
       secret) on_secret "${line#*|}" ;;
@@ -70,6 +73,9 @@ observe() {
       pod) on_pod "${line#*|}" ;;
     esac
     AT=''
+  else
+    # The time was up in the midst of a line.
+    BEGUN+=$line
   fi
   alive "$DIR/controller.pid" || die "the controller ended"
   alive "$DIR/token-server.pid" || die "the token server ended"
