@@ -3,14 +3,9 @@
 //! ```sh
 //! hack/cluster.sh run -- cargo bench --bench crowd
 //! ```
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::large_futures,
-    clippy::print_stdout,
-    reason = "a benchmark that cannot go on ends"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on ends")]
+#![allow(clippy::large_futures, reason = "a benchmark makes each of its futures once")]
+#![allow(clippy::print_stdout, reason = "its figures are what it prints")]
 #![allow(dead_code, unused_imports, reason = "the scenarios need more of it")]
 
 #[path = "../tests/support/mod.rs"]

@@ -3,13 +3,8 @@
 //! ```sh
 //! hack/cluster.sh run -- cargo bench --bench value
 //! ```
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "a benchmark that cannot go on ends"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark that cannot go on ends")]
+#![allow(clippy::print_stdout, reason = "its figures are what it prints")]
 
 use std::{
     hint::black_box,

@@ -1,14 +1,9 @@
 //! Scenarios on a real API server: `hack/cluster.sh run -- cargo test --test scenarios -- --test-threads=8`.
 //!
 //! A test's name is the sentence that it proves. With `TOKENCACHE_LONG=1`, those that watch for a time watch longer.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::large_futures,
-    clippy::print_stdout,
-    reason = "a test that cannot go on ends"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on ends")]
+#![allow(clippy::large_futures, reason = "a test makes each of its futures once")]
+#![allow(clippy::print_stdout, reason = "what a test prints is shown where it fails")]
 #![allow(dead_code, reason = "the token server can do more than the scenarios ask of it")]
 
 #[path = "../support/mod.rs"]
