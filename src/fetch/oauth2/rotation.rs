@@ -120,9 +120,6 @@ impl Rotation {
     async fn rehearse(&self) -> Result<(), Failure> {
         self.phase.set(format!("asking the Kubernetes API server whether {} can be written", self.place()));
         let Err(error) = self.patch("rehearsal", true).await else { return Ok(()) };
-        let mut redactor = Redactor::default();
-        redactor.hide(self.old.expose_secret());
-        redactor.hide(&BASE64_STANDARD.encode(self.old.expose_secret()));
         let reason = match error.code() {
             // A webhook that knows no dry run says nothing about the write itself.
             Some(400) => return Ok(()),
@@ -133,9 +130,18 @@ impl Rotation {
         let message = format!(
             "nothing was sent, since a new refresh token could not be written back to {}: {}",
             self.place(),
-            redactor.clean(&error.to_string())
+            self.told(&error, None)
         );
         Err(Failure::new(reason, message))
+    }
+
+    /// What was said of a write, by the API server or an admission webhook, without what was to be written.
+    fn told(&self, error: &ApiError, new: Option<&SecretString>) -> String {
+        let mut redactor = Redactor::default();
+        for token in [Some(&self.old), new].into_iter().flatten() {
+            redactor.hide(token.expose_secret());
+        }
+        redactor.clean(&error.to_string())
     }
 
     /// Writes until it is written.
@@ -156,7 +162,7 @@ impl Rotation {
                     );
                     return Ok(());
                 }
-                Err(error) => error,
+                Err(error) => self.told(&error, Some(new)),
             };
             if since.elapsed() >= PATIENCE {
                 let message = format!(
@@ -169,7 +175,7 @@ impl Rotation {
             tracing::warn!(
                 namespace = self.namespace,
                 secret = self.reference.name,
-                error = %problem,
+                error = problem,
                 "the new refresh token is not written yet: trying again"
             );
             sleep(pause).await;
