@@ -90,7 +90,10 @@ fn the_exit_code_says_what_became_of_it() {
             assert!(ended.stderr.contains(said), "{arguments:?}: {}", ended.stderr);
             assert_eq!(ended.stdout.is_empty(), code != 0, "{arguments:?}: {ended:?}");
         }
-        let ended = run(&elsewhere, &["fetch", "good"]).await;
+        // Named after its namespace: a scenario beside this one may have one called good, too.
+        let here_only = format!("only-{}", scene.ns.name);
+        scene.cache(&here_only, lazy()).await;
+        let ended = run(&elsewhere, &["fetch", &here_only]).await;
         assert_eq!(ended.code, 3);
         let hint = format!("there is one in the namespace {}: choose it by -n", scene.ns.name);
         assert!(ended.stderr.contains(&hint), "{}", ended.stderr);
