@@ -1,7 +1,7 @@
 # The habits of this repository. What they need is installed or built by the scripts, where it is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint crd manifests docs cluster-up cluster-down
+.PHONY: help demo test bench lint crd manifests docs cluster-up cluster-down
 
 CARGO := cargo
 NAME := default
@@ -14,6 +14,9 @@ demo: ## Show tokencache at work on a Kubernetes node on this machine (root; KEE
 
 test: ## Run all tests: unit and property tests, and the scenarios on a real API server
 	hack/test.sh
+
+bench: ## Measure what the controller costs beside bare calls (ROWS="new refresh"; hack/bench.sh --help tells more)
+	hack/bench.sh
 
 lint: ## Check format, clippy, rustdoc and the shell scripts
 	hack/lint.sh

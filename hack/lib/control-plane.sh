@@ -127,6 +127,7 @@ start_control_plane() {
 
 start_etcd() {
   spawn etcd "$(binary etcd)" --name test --data-dir "$DIR/etcd" --unsafe-no-fsync --log-level warn \
+    --quota-backend-bytes="$((8 << 30))" \
     --listen-client-urls "http://127.0.0.1:$1" --advertise-client-urls "http://127.0.0.1:$1" \
     --listen-peer-urls "http://127.0.0.1:$2" --initial-advertise-peer-urls "http://127.0.0.1:$2" \
     --initial-cluster "test=http://127.0.0.1:$2"
