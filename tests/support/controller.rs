@@ -90,11 +90,13 @@ pub struct Launch<'a> {
     pub arguments: &'a [&'a str],
     /// Instead of the one of the namespace's service account.
     pub kubeconfig: Option<&'a str>,
+    /// Further environment.
+    pub environment: &'a [(&'a str, &'a str)],
 }
 
 impl Default for Launch<'_> {
     fn default() -> Self {
-        Self { loopback: true, log: "info,tokencache=trace", arguments: &[], kubeconfig: None }
+        Self { loopback: true, log: "info,tokencache=trace", arguments: &[], kubeconfig: None, environment: &[] }
     }
 }
 
@@ -123,6 +125,7 @@ impl Controller {
         command.args(["controller", "--namespace", &namespace.name, "--admin-address", "127.0.0.1:0"]);
         command.args(["--log-format", "json", "--identity", &identity]);
         command.args(launch.loopback.then_some(LOOPBACK).into_iter().flatten()).args(launch.arguments);
+        command.envs(launch.environment.iter().copied());
         let mut child = command.kill_on_drop(true).spawn().expect("the controller is started");
         let log = Log::default();
         log.follow(child.stdout.take().expect("its stdout"));
@@ -165,6 +168,11 @@ impl Controller {
         let (status, text) = self.ask("/metrics").await.expect("metrics");
         assert_eq!(status, 200, "{text}");
         Metrics(text)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it is running")
     }
 
     /// What it has logged so far.
