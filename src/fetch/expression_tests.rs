@@ -390,7 +390,8 @@ fn no_expression_brings_it_down_or_tells_the_value() {
             Err(failure) => {
                 assert!(!failure.message.contains("hunter2"), "{text}: {failure}");
                 // A panic would be met with these words.
-                let panicked = ["cannot be compiled", "cannot be evaluated"].map(|said| failure.message.ends_with(said));
+                let panicked =
+                    ["cannot be compiled", "cannot be evaluated"].map(|said| failure.message.ends_with(said));
                 assert_eq!(panicked, [false; 2], "{text}: {failure}");
                 ran += u32::from(failure.reason == Reason::InvalidResponse);
             }
