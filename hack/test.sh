@@ -24,7 +24,10 @@ hack/oidc-provider.sh >/dev/null
 # Compiled before the cluster is there: a compiler next to it would take its processors.
 cargo test --locked --no-run --test scenarios --test node --test chart
 # Only root can install it; without it, what needs it says that it is skipped.
-((EUID != 0)) || hack/prometheus.sh
+if ((EUID == 0)); then
+  hack/prometheus.sh
+  hack/faketime.sh
+fi
 runner=(hack/cluster.sh run --)
 # More at once than there are processors: most of a scenario is waiting.
 cargo_test --test scenarios -- --test-threads=8 "$@" || code=$?

@@ -20,6 +20,8 @@ pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "controller")]
+pub mod cluster_time;
+#[cfg(feature = "controller")]
 pub mod controller;
 #[cfg(feature = "controller")]
 pub mod events;

@@ -15,6 +15,7 @@ use tower::util::MapRequestLayer;
 use super::{Cluster, LogFormat, runner, start_log};
 use crate::{
     admin,
+    cluster_time::ClusterTime,
     controller::{self, Settings, Stop},
     metrics::Metrics,
 };
@@ -48,16 +49,24 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     let server = config.cluster_url.clone();
     let metrics = Metrics::default();
     let counted = metrics.clone();
+    let time = ClusterTime::default();
     let count = MapRequestLayer::new(move |request: http::Request<Body>| {
         counted.request(&request);
         request
     });
-    let client =
-        ClientBuilder::try_from(config).context("the cluster's settings cannot be used")?.with_layer(&count).build();
+    let client = ClientBuilder::try_from(config)
+        .context("the cluster's settings cannot be used")?
+        .with_layer(&time)
+        .with_layer(&count)
+        .build();
 
+    let seen = time.clone();
+    metrics.measure("clock_offset_seconds", "What is added to the node's clock, by the API server's", move || {
+        seen.offset().num_seconds()
+    });
     let identity = flags.runner.identity()?;
     let require_source_label = flags.runner.require_source_label;
-    let runner = flags.runner.runner(client, identity.clone(), metrics.clone())?;
+    let runner = flags.runner.runner(client, time.clock(), identity.clone(), metrics.clone())?;
     let settings =
         Settings { namespaces: flags.namespace, concurrency: flags.concurrency.into(), require_source_label };
 

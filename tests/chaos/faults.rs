@@ -20,6 +20,7 @@ pub async fn happen(world: &Arc<World>, fault: Fault, caches: usize) {
         Fault::Kill { slot, down } => world.kill(slot, down).await,
         Fault::Freeze { slot, length } => world.freeze(slot, length).await,
         Fault::Terminate { slot } => world.terminate(slot).await,
+        Fault::Clock { slot, off } => world.misset(slot, off).await,
         Fault::Server { illness, length } => sicken(world, illness, length, caches).await,
         Fault::Restart { part, down } => {
             let away = world.weather.begin(Scope::Plane);

@@ -17,6 +17,8 @@ pub enum Fault {
     Freeze { slot: usize, length: Duration },
     /// A controller is told to end, and another one started in its place.
     Terminate { slot: usize },
+    /// A controller is told to end, and the clocks of those that are started in its place are off, of no others.
+    Clock { slot: usize, off: &'static str },
     /// The token server misbehaves.
     Server { illness: Illness, length: Duration },
     /// A part of the control plane is killed, and started again after a while.
@@ -106,7 +108,7 @@ pub fn faults(seed: u64, seconds: f64, lease: Duration) -> Vec<Planned<Fault>> {
 }
 
 /// The kinds that [`fault`] knows.
-const KINDS: usize = 20;
+const KINDS: usize = 22;
 const PROCESSES: [&str; SLOTS] = ["process 0", "process 1", "process 2"];
 const WAYS: &str = "ways";
 
@@ -148,6 +150,8 @@ fn fault(kind: usize, random: &mut StdRng, lease: Duration) -> (Fault, &'static 
         16 => storm(all, status([429, 500, 504, 409][slot]), seconds(3.0, 8.0)),
         17 => storm(all, Storm::Cuts, seconds(3.0, 8.0)),
         18 => storm(one, Storm::Late(seconds(0.5, 2.0)), seconds(3.0, 8.0)),
+        19 => (Fault::Clock { slot, off: "+10m" }, process, 12.0),
+        20 => (Fault::Clock { slot, off: "-10m" }, process, 12.0),
         _ => (Fault::DropWatches { slot }, WAYS, 0.0),
     }
 }
@@ -180,7 +184,7 @@ fn a_seed_gives_the_same_faults_again_and_every_kind_comes() {
     let text = |seed| format!("{:?}", faults(seed, 120.0, lease));
     assert_eq!(text(7), text(7));
     assert_ne!(text(7), text(8));
-    for kind in ["Kill", "Freeze {", "Terminate", "Server", "Restart", "FreezePlane", "Storm", "DropWatches"] {
+    for kind in ["Kill", "Freeze {", "Terminate", "Clock", "Server", "Restart", "FreezePlane", "Storm", "DropWatches"] {
         assert!(text(7).contains(kind), "{kind} in {}", text(7));
     }
     assert!(faults(7, 120.0, lease).is_sorted_by(|a, b| a.at <= b.at));

@@ -12,7 +12,7 @@ use super::{
     weather::{Scope, Weather},
 };
 use crate::support::{
-    Controller, FlakyApi, Launch, Namespace, Trouble,
+    Controller, FlakyApi, Launch, Namespace, Trouble, faketime,
     manifests::{CREDENTIALS, source_secret},
     server::{Options, TokenServer},
 };
@@ -41,6 +41,8 @@ pub struct World {
     /// The controllers' ways to the API server.
     pub ways: Vec<FlakyApi>,
     slots: Vec<Mutex<Option<Controller>>>,
+    /// How far the clocks of the next controllers in the slots are off.
+    clocks: std::sync::Mutex<[Option<&'static str>; SLOTS]>,
     /// Who was in which slot.
     identities: std::sync::Mutex<Vec<(String, usize)>>,
 }
@@ -60,6 +62,7 @@ impl World {
             weather: Weather::new(),
             door: Door::start(address).await,
             slots: (0..SLOTS).map(|_| Mutex::default()).collect(),
+            clocks: std::sync::Mutex::default(),
             identities: std::sync::Mutex::default(),
             ns,
             server,
@@ -82,7 +85,8 @@ impl World {
         let lease = format!("{}s", LEASE.as_secs());
         let arguments = ["--lease-duration", &lease, "--concurrency", "64"];
         let kubeconfig = Some(self.ways[slot].kubeconfig());
-        let launch = Launch { arguments: &arguments, kubeconfig, log: "info", ..Launch::default() };
+        let clock = self.clocks.lock().expect("no panic")[slot];
+        let launch = Launch { arguments: &arguments, kubeconfig, clock, log: "info", ..Launch::default() };
         let controller = Controller::spawn(&self.ns, launch).await;
         self.identities.lock().expect("no panic").push((controller.identity.clone(), slot));
         controller.ready().await;
@@ -103,6 +107,19 @@ impl World {
         tokio::time::sleep(down).await;
         self.start(slot).await;
         away.end();
+    }
+
+    /// From now on, the controllers of this slot see another time: the one that is there ends, and one with such a clock
+    /// is started.
+    pub async fn misset(&self, slot: usize, off: &'static str) {
+        if faketime().is_none() {
+            println!("    no clock is off, since there is no faketime: hack/faketime.sh");
+        } else {
+            let mut clocks = self.clocks.lock().expect("no panic");
+            // Where another one's clock was off, the next controller there has a right one.
+            *clocks = std::array::from_fn(|it| (it == slot).then_some(off));
+        }
+        self.terminate(slot).await;
     }
 
     /// SIGSTOP, and SIGCONT after a while.

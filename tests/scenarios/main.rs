@@ -17,6 +17,7 @@ mod client_direct;
 mod client_examples;
 mod client_handle;
 mod client_roles;
+mod clock;
 mod cost;
 mod drift;
 mod expiry;

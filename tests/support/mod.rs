@@ -20,7 +20,7 @@ use std::{future::Future, sync::LazyLock, time::Duration};
 
 pub use agent::Agent;
 pub use cluster::Cluster;
-pub use controller::{BINARY, Controller, Ended, Launch, ended, run_to_exit, tokencache};
+pub use controller::{BINARY, Controller, Ended, Launch, ended, faketime, run_to_exit, tokencache};
 pub use flaky::{FlakyApi, Trouble};
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
