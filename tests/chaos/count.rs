@@ -25,6 +25,8 @@ pub struct Counts {
     pub older: Vec<String>,
     /// Seconds, over all Secrets, with an expired value that is excused.
     pub excused: f64,
+    /// Seconds, over all Secrets, in which nothing would have excused it.
+    pub judged: f64,
     /// The same where nothing excuses it, by Secret.
     pub expired: Vec<(String, Span)>,
     /// Tokens that were issued and never seen in a Secret.
@@ -51,6 +53,7 @@ impl Counts {
                 counts.older.push(format!("{name} at {at:.1} s: {newer}, then {older}"));
             }
             let excused = excuses.of(name, page, &world.weather, end);
+            counts.judged += Span::new(0.0, end).without(&excused).iter().map(|span| span.length()).sum::<f64>();
             for span in page.expired(end) {
                 let left = span.without(&excused);
                 counts.excused += span.length() - left.iter().map(|span| span.length()).sum::<f64>();
@@ -69,6 +72,11 @@ impl Counts {
     /// Seconds with an expired value that nothing excuses.
     pub fn expired_seconds(&self) -> f64 {
         self.expired.iter().map(|(_, span)| span.length()).sum()
+    }
+
+    /// The longest of the stretches of them.
+    pub fn longest_expired(&self) -> f64 {
+        self.expired.first().map_or(0.0, |(_, span)| span.length())
     }
 
     /// Two at once are the fault of one that was frozen if such a process held the Lease before, froze meanwhile, and
@@ -95,8 +103,8 @@ impl Counts {
             page.held.iter().any(|(_, held)| matches!(held, Held::Value { number: seen, .. } if *seen == number))
         };
         let touched = weather.spans(|scope| matches!(scope, Scope::Touched(who) | Scope::Gone(who) if who == name));
-        // Expiries are whole seconds.
-        let rest = LIFETIME.as_secs_f64() - RENEW_BEFORE.as_secs_f64() - 1.0;
+        // Expiries are whole seconds, and so is the time that a controller with a wrong clock goes by.
+        let rest = LIFETIME.as_secs_f64() - RENEW_BEFORE.as_secs_f64() - 2.0;
         let mut last: Option<(usize, f64)> = None;
         for (number, at) in issued.into_iter().enumerate().map(|(index, at)| (index + 1, at)) {
             if let Some((before, then)) = last
@@ -124,7 +132,8 @@ impl fmt::Display for Counts {
         row("second requests inside, for no such reason", self.met.len().to_string())?;
         row("Secrets overwritten by an older value", self.older.len().to_string())?;
         row("seconds with an expired value, excused (see excuse.rs)", format!("{:.1}", self.excused))?;
-        row("seconds with an expired value, not excused", format!("{:.1}", self.expired_seconds()))?;
+        row("seconds, over all Secrets, in which nothing is excused", format!("{:.0}", self.judged))?;
+        row("seconds with an expired value in these", format!("{:.1}", self.expired_seconds()))?;
         row("tokens issued that reached no Secret", self.wasted.to_string())?;
         row("runs before their time", self.early.len().to_string())?;
         row("longest hold of a Lease by who was dead, frozen or cut off, in s", format!("{:.1}", self.longest_held))?;

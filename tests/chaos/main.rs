@@ -19,6 +19,7 @@ mod faults;
 mod plane;
 mod population;
 mod schedule;
+mod soak;
 mod spans;
 mod story;
 mod weather;

@@ -23,8 +23,14 @@ use crate::support::{CacheView as _, poll, scenario, within};
 const PEACE: Duration = Duration::from_secs(30);
 /// Of a hundred tokens, so many may have been fetched in vain, while processes die in the middle of runs.
 const WASTE: usize = 10;
+/// Share of the time in which a Secret may hold an expired value although nothing excuses it: a machine that others use
+/// as well does not always give a process its turn in the two seconds that are left when a value is due.
+const LATE: f64 = 0.005;
+/// The same for one Secret at a stretch, in seconds.
+const LATEST: f64 = 3.0;
 
-fn setting<T: FromStr<Err: Debug>>(name: &str, default: T) -> T {
+/// What the environment says, or the default.
+pub fn setting<T: FromStr<Err: Debug>>(name: &str, default: T) -> T {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error:?}")))
 }
 
@@ -139,7 +145,11 @@ fn judge(counts: &Counts, world: &World, seed: u64) {
     };
     want(counts.met.is_empty(), "one request of a cache inside at once");
     want(counts.older.is_empty(), "no Secret overwritten by an older value");
-    want(counts.expired_seconds() < 1.0, "no second with an expired value that nothing excuses");
+    want(
+        counts.expired_seconds() <= counts.judged * LATE,
+        "hardly a second with an expired value that nothing excuses",
+    );
+    want(counts.longest_expired() < LATEST, "no Secret with an expired value for long that nothing excuses");
     want(counts.wasted * 100 <= counts.issued * WASTE, "few tokens in vain");
     want(counts.early.len() * 100 <= counts.issued, "few runs before their time");
     want(counts.not_ready.is_empty(), "all Ready 30 s after peace");
