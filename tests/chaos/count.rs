@@ -71,7 +71,7 @@ impl Counts {
 
     /// Seconds with an expired value that nothing excuses.
     pub fn expired_seconds(&self) -> f64 {
-        self.expired.iter().map(|(_, span)| span.length()).sum()
+        self.expired.iter().map(|(_, span)| span.length()).fold(0.0, |sum, length| sum + length)
     }
 
     /// The longest of the stretches of them.

@@ -8,7 +8,7 @@
 //!    API server while it held it: until the Lease is free or taken over, and one run more.
 //! 4. No controller is at work: each is dead, frozen, not ready yet, or in a storm; and until one is well again, and a
 //!    run more.
-//! 5. The TokenCache is being deleted or made anew.
+//! 5. The TokenCache is being deleted or made anew, until the garbage collector has removed the old Secret, and a run more.
 //!
 //! Nothing else is excused: neither that controllers die as such, nor what others do to Secrets, nor watches that break.
 
@@ -58,7 +58,10 @@ impl Excuses {
     pub fn of(&self, name: &str, page: &Page, weather: &Weather, end: f64) -> Vec<Span> {
         let mut excuses = self.all.clone();
         let gone = weather.spans(|scope| matches!(scope, Scope::Gone(who) if who == name));
-        excuses.extend(gone.into_iter().map(|span| span.and(RUN)));
+        excuses.extend(gone.into_iter().map(|span| {
+            let changed = page.held.iter().map(|(at, _)| *at).find(|at| *at > span.from).unwrap_or(end);
+            Span::new(span.from, span.to.max(changed)).and(RUN)
+        }));
         excuses.extend(self.hampered_holds(page, end).into_iter().map(|span| span.and(RUN)));
         excuses
     }

@@ -25,13 +25,13 @@ pub async fn happen(world: &Arc<World>, fault: Fault, caches: usize) {
         Fault::Restart { part, down } => {
             let away = world.weather.begin(Scope::Plane);
             plane::restart(part, down).await;
-            plane::ready(world.ns.client()).await;
+            plane::recovered(world.ns.client()).await;
             away.end();
         }
         Fault::FreezePlane { part, length } => {
             let away = world.weather.begin(Scope::Plane);
             plane::freeze(part, length).await;
-            plane::ready(world.ns.client()).await;
+            plane::recovered(world.ns.client()).await;
             away.end();
         }
         Fault::Storm { slots, storm, length } => {
@@ -57,21 +57,27 @@ fn trouble(storm: Storm) -> Trouble {
     }
 }
 
+/// How the token server answers when it is well: not at once, so that faults fall into the midst of requests.
+pub fn well() -> Behaviour {
+    slow(Duration::from_millis(300))
+}
+
+fn slow(delay: Duration) -> Behaviour {
+    Behaviour::After(delay, Box::new(Behaviour::Issue(Expiry::In(LIFETIME.as_secs()))))
+}
+
 async fn sicken(world: &World, illness: Illness, length: Duration, caches: usize) {
     let ill = world.weather.begin(Scope::Server);
     let set = |behaviour: Behaviour| (0..caches).for_each(|index| world.server.set(&name(index), behaviour.clone()));
     match illness {
-        Illness::Slow(delay) => {
-            let issue = Behaviour::Issue(Expiry::In(LIFETIME.as_secs()));
-            set(Behaviour::After(delay, Box::new(issue)));
-        }
+        Illness::Slow(delay) => set(slow(delay)),
         Illness::Failing(status) => set(Behaviour::Status(status, Vec::new(), String::new())),
         Illness::Closing => set(Behaviour::Close),
         Illness::Hanging => set(Behaviour::Hang),
         Illness::Gone => world.door.set_open(false),
     }
     tokio::time::sleep(length).await;
-    set(Behaviour::Default);
+    set(well());
     world.door.set_open(true);
     ill.end();
 }

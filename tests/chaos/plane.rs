@@ -11,6 +11,9 @@ pub const API_SERVER: &str = "kube-apiserver";
 /// Its store.
 pub const ETCD: &str = "etcd";
 
+/// What collects garbage.
+const CONTROLLER_MANAGER: &str = "kube-controller-manager";
+
 /// Carries out a verb of `hack/cluster.sh` on a part of the cluster of this run.
 async fn order(verb: &str, part: &str) {
     let Ok(cluster) = std::env::var("TOKENCACHE_CLUSTER") else {
@@ -36,8 +39,14 @@ pub async fn freeze(part: &str, length: Duration) {
     order("thaw", part).await;
 }
 
-/// Waits until the API server says that it is ready.
-pub async fn ready(client: &kube::Client) {
+/// Waits until the API server says that it is ready. What collects garbage begins anew then: where it has a leader
+/// election, it ends when the API server does not answer; and without a new beginning it may stand still for minutes.
+pub async fn recovered(client: &kube::Client) {
+    ready(client).await;
+    restart(CONTROLLER_MANAGER, Duration::ZERO).await;
+}
+
+async fn ready(client: &kube::Client) {
     let ask = || async {
         let request = http::Request::get("/readyz").body(Vec::new()).expect("a request");
         let answer = tokio::time::timeout(Duration::from_secs(1), client.request_text(request)).await;

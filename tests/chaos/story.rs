@@ -12,7 +12,7 @@ use super::{
     book::{Book, Held},
     count::Counts,
     eyes::Eyes,
-    faults::happen,
+    faults::{happen, well},
     population::{create, name, touch},
     schedule::{Planned, faults, touches},
     world::{LEASE, World},
@@ -67,6 +67,7 @@ fn tokens_stay_fresh_whatever_happens() {
 }
 
 async fn create_one(world: &Arc<World>, index: usize) {
+    world.server.set(&name(index), well());
     create(world, &name(index)).await;
 }
 
