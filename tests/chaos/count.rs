@@ -33,6 +33,8 @@ pub struct Counts {
     pub wasted: usize,
     /// Runs before the last value was due, although nobody had touched anything.
     pub early: Vec<String>,
+    /// Seconds in which the machine was too busy to be judged.
+    pub busy: f64,
     /// The longest that a Lease was held by somebody dead or frozen, in seconds.
     pub longest_held: f64,
     /// TokenCaches that are not Ready, or whose Secret has no valid value, after peace.
@@ -46,6 +48,7 @@ impl Counts {
     pub fn of(world: &World, book: &Book, end: f64) -> Self {
         let mut counts = Self::default();
         let excuses = Excuses::new(&world.weather, &world.identities());
+        counts.busy = world.weather.spans(|scope| *scope == Scope::Machine).iter().map(|span| span.length()).sum();
         for (name, page) in book {
             counts.requests += world.server.requests(name);
             counts.issued += world.server.issued(name).len();
@@ -132,6 +135,7 @@ impl fmt::Display for Counts {
         row("second requests inside, for no such reason", self.met.len().to_string())?;
         row("Secrets overwritten by an older value", self.older.len().to_string())?;
         row("seconds with an expired value, excused (see excuse.rs)", format!("{:.1}", self.excused))?;
+        row("seconds in which the machine was too busy to judge by", format!("{:.1}", self.busy))?;
         row("seconds, over all Secrets, in which nothing is excused", format!("{:.0}", self.judged))?;
         row("seconds with an expired value in these", format!("{:.1}", self.expired_seconds()))?;
         row("tokens issued that reached no Secret", self.wasted.to_string())?;

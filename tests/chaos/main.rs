@@ -11,6 +11,7 @@
 mod support;
 
 mod book;
+mod canary;
 mod count;
 mod door;
 mod excuse;

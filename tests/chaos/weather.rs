@@ -18,6 +18,8 @@ pub enum Scope {
     Way(usize),
     /// In this slot no controller works: it is dead, frozen, or not ready yet.
     Slot(usize),
+    /// At the machine, which others use as well: not even we get our requests answered in time.
+    Machine,
     /// This process is dead.
     Dead(String),
     /// This process stands still.
@@ -69,9 +71,10 @@ impl Weather {
         Spell(self.clone(), spans.len() - 1)
     }
 
-    /// For a moment something is wrong.
-    pub fn moment(&self, scope: Scope) {
-        self.begin(scope).end();
+    /// Since then until now something was wrong.
+    pub fn since(&self, from: f64, scope: Scope) {
+        let span = Span::new(from, self.now());
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner).push((scope, span));
     }
 
     /// From now on something is wrong, for ever.
