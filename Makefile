@@ -1,10 +1,11 @@
 # The habits of this repository. What they need is installed or built by the scripts, where it is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint crd manifests docs cluster-up cluster-down
+.PHONY: help demo test fuzz lint crd manifests docs cluster-up cluster-down
 
 CARGO := cargo
 NAME := default
+SECONDS := 60
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +15,9 @@ demo: ## Show tokencache at work on a Kubernetes node on this machine (root; KEE
 
 test: ## Run all tests: unit and property tests, and the scenarios on a real API server
 	hack/test.sh
+
+fuzz: ## Give random input to whatever reads what strangers write (SECONDS=60 each)
+	TOKENCACHE_FUZZ=$(SECONDS) $(CARGO) test --locked --lib fuzz_tests
 
 lint: ## Check format, clippy, rustdoc and the shell scripts
 	hack/lint.sh

@@ -62,4 +62,8 @@ pub mod store;
 pub mod time;
 
 #[cfg(all(test, feature = "controller"))]
+mod fuzz;
+#[cfg(all(test, feature = "controller"))]
+mod fuzz_tests;
+#[cfg(all(test, feature = "controller"))]
 mod samples;
