@@ -60,6 +60,8 @@ pub mod status;
 #[cfg(feature = "controller")]
 pub mod store;
 pub mod time;
+#[cfg(feature = "controller")]
+pub mod traces;
 
 #[cfg(all(test, feature = "controller"))]
 mod fuzz;
