@@ -1,11 +1,11 @@
 # The habits of this repository. What they need is installed or built by the scripts, where it is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint crd manifests docs cluster-up cluster-down
+.PHONY: help demo test fuzz chaos soak lint crd manifests docs cluster-up cluster-down
 
 CARGO := cargo
 NAME := default
-SECONDS := 60
+CHAOS = $(if $(SECONDS),TOKENCACHE_CHAOS_SECONDS=$(SECONDS)) $(if $(SEED),TOKENCACHE_CHAOS_SEED=$(SEED))
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,13 @@ test: ## Run all tests: unit and property tests, and the scenarios on a real API
 	hack/test.sh
 
 fuzz: ## Give random input to whatever reads what strangers write (SECONDS=60 each)
-	TOKENCACHE_FUZZ=$(SECONDS) $(CARGO) test --locked --lib fuzz_tests
+	TOKENCACHE_FUZZ=$(or $(SECONDS),60) $(CARGO) test --locked --lib fuzz_tests
+
+chaos: ## Let everything go wrong around three controllers for 10 minutes, and count what comes of it (SECONDS=600, SEED)
+	$(CHAOS) hack/chaos.sh
+
+soak: ## Measure whether a controller under load grows, for an hour (SECONDS=3600)
+	$(CHAOS) hack/chaos.sh --soak
 
 lint: ## Check format, clippy, rustdoc and the shell scripts
 	hack/lint.sh

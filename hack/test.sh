@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests, first those that need no cluster, then the scenarios on a real API server of their own.
+# All tests, first those that need no cluster, then the scenarios on a real API server of their own, and at last chaos.
 #
 # TOKENCACHE_TEST_KUBECONFIG names a cluster to run the scenarios on instead (see hack/cluster.sh --help).
 # Arguments go to the scenarios: hack/test.sh a_deleted_secret
@@ -22,7 +22,7 @@ runner=()
 # So that no scenario waits for npm.
 hack/oidc-provider.sh >/dev/null
 # Compiled before the cluster is there: a compiler next to it would take its processors.
-cargo test --locked --no-run --test scenarios --test node --test chart
+cargo test --locked --no-run --test scenarios --test node --test chart --test chaos
 # Only root can install it; without it, what needs it says that it is skipped.
 if ((EUID == 0)); then
   hack/prometheus.sh
@@ -46,6 +46,7 @@ if [[ -n $fuzzing ]]; then
 fi
 # A node of its own, for what is installed there looks after all namespaces.
 cargo_test --test chart -- --test-threads=2 "$@" || code=$?
+(($# > 0)) || hack/chaos.sh --short 2>&1 | tee -a "$log" || code=$?
 
 # In CI the last lines are the test runner's own.
 if [[ ${CI-} != true ]]; then

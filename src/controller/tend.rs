@@ -52,8 +52,16 @@ impl Peers {
     }
 
     fn rank(&self, key: &Key, now: Instant) -> u32 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).rank(&format!("{}/{}", key.0, key.1), now)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).rank(&object(key), now)
     }
+
+    fn let_pass(&self, key: &Key) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).let_pass(&object(key));
+    }
+}
+
+fn object(key: &Key) -> String {
+    format!("{}/{}", key.0, key.1)
 }
 
 /// What tending needs.
@@ -283,7 +291,14 @@ impl Context {
         }
         Ok(match ran {
             // The watch brings what was reported, and with it the next look; this is for when it does not.
-            Ran::Done | Ran::NotNeeded => Some(LOOK_AGAIN),
+            Ran::Done => {
+                // Else each that is gone would cost every object its grace, for as long as it is remembered.
+                if !first.is_zero() {
+                    self.peers.let_pass(key);
+                }
+                Some(LOOK_AGAIN)
+            }
+            Ran::NotNeeded => Some(LOOK_AGAIN),
             Ran::Busy { retry_in, holder } => {
                 tracing::debug!(namespace = key.0, name = key.1, holder, "somebody else runs it");
                 if let Some((process, _)) = holder.rsplit_once('_')

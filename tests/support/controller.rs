@@ -182,6 +182,11 @@ impl Controller {
         Metrics(text)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it is running")
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log.text()
