@@ -1,7 +1,7 @@
 # The habits of this repository. What they need is installed or built by the scripts, where it is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz chaos soak lint crd manifests docs cluster-up cluster-down
+.PHONY: help demo test fuzz chaos soak bench lint crd manifests docs cluster-up cluster-down
 
 CARGO := cargo
 NAME := default
@@ -24,6 +24,9 @@ chaos: ## Let everything go wrong around three controllers for 10 minutes, and c
 
 soak: ## Measure whether a controller under load grows, for an hour (SECONDS=3600)
 	$(CHAOS) hack/chaos.sh --soak
+
+bench: ## Measure what the controller costs beside bare calls (ROWS="new refresh"; hack/bench.sh --help tells more)
+	hack/bench.sh
 
 lint: ## Check format, clippy, rustdoc and the shell scripts
 	hack/lint.sh
