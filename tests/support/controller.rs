@@ -192,11 +192,6 @@ impl Controller {
         self.log.text()
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id().expect("it is running")
-    }
-
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a process id");
         kill_process(pid, signal).expect("the signal is sent");
