@@ -1,7 +1,7 @@
 # The habits of this repository. What they need is installed or built by the scripts, where it is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos soak lint crd manifests docs cluster-up cluster-down
+.PHONY: help demo test fuzz chaos soak bench lint crd manifests docs cluster-up cluster-down
 
 CARGO := cargo
 NAME := default
@@ -16,11 +16,17 @@ demo: ## Show tokencache at work on a Kubernetes node on this machine (root; KEE
 test: ## Run all tests: unit and property tests, and the scenarios on a real API server
 	hack/test.sh
 
+fuzz: ## Give random input to whatever reads what strangers write (SECONDS=60 each)
+	TOKENCACHE_FUZZ=$(or $(SECONDS),60) $(CARGO) test --locked --lib fuzz_tests
+
 chaos: ## Let everything go wrong around three controllers for 10 minutes, and count what comes of it (SECONDS=600, SEED)
 	$(CHAOS) hack/chaos.sh
 
 soak: ## Measure whether a controller under load grows, for an hour (SECONDS=3600)
 	$(CHAOS) hack/chaos.sh --soak
+
+bench: ## Measure what the controller costs beside bare calls (ROWS="new refresh"; hack/bench.sh --help tells more)
+	hack/bench.sh
 
 lint: ## Check format, clippy, rustdoc and the shell scripts
 	hack/lint.sh

@@ -126,7 +126,7 @@ start_control_plane() {
 }
 
 start_etcd() {
-  local flags=()
+  local flags=(--quota-backend-bytes="$((8 << 30))")
   # Without it an etcd that is killed may lose what it had confirmed: it keeps its log in its own memory then.
   [[ -n ${TOKENCACHE_DURABLE-} ]] || flags+=(--unsafe-no-fsync)
   spawn etcd "$(binary etcd)" --name test --data-dir "$DIR/etcd" --log-level warn "${flags[@]}" \

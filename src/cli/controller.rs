@@ -18,6 +18,7 @@ use crate::{
     cluster_time::ClusterTime,
     controller::{self, Settings, Stop},
     metrics::Metrics,
+    traces::Traces,
 };
 
 /// The flags of the controller. Each also as an environment variable.
@@ -32,6 +33,9 @@ pub(super) struct Flags {
     /// Where /livez, /readyz and /metrics are served
     #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     admin_address: SocketAddr,
+    /// Where traces of the runs go: base URL of an OTLP collector over HTTP, such as http://collector:4318. Default: nowhere
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
     #[command(flatten)]
     runner: runner::Flags,
     /// How log lines look; what is logged is set by the environment variable TOKENCACHE_LOG
@@ -44,7 +48,13 @@ const LAST_MOMENT: Duration = Duration::from_secs(9);
 
 /// Runs the controller until SIGTERM or Ctrl-C.
 pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitCode> {
-    start_log(flags.log_format)?;
+    let identity = flags.runner.identity()?;
+    let traces = flags.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
+    let traces = traces.map(|endpoint| {
+        Traces::to(endpoint, identity.clone()).with_context(|| format!("--otlp-endpoint {endpoint} cannot be used"))
+    });
+    let traces = traces.transpose()?;
+    start_log(flags.log_format, traces.as_ref())?;
     let config = cluster.config().await?;
     let server = config.cluster_url.clone();
     let metrics = Metrics::default();
@@ -64,7 +74,6 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     metrics.measure("clock_offset_seconds", "What is added to the node's clock, by the API server's", move || {
         seen.offset().num_seconds()
     });
-    let identity = flags.runner.identity()?;
     let require_source_label = flags.runner.require_source_label;
     let runner = flags.runner.runner(client, time.clock(), identity.clone(), metrics.clone())?;
     let settings =
@@ -92,6 +101,9 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
         tracing::warn!("some runs did not end in time; their Leases run out by themselves");
     }
     stop_admin.cancel();
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

@@ -22,7 +22,7 @@ use super::{
     book::{Book, Held, Page},
     world::World,
 };
-use crate::support::{Object, SecretView as _, in_background};
+use crate::support::{SecretView as _, in_background, namespace::Object};
 
 /// The book while it is kept.
 #[derive(Clone, Default)]

@@ -40,3 +40,4 @@ mod secrecy;
 mod service_account_token;
 mod shutdown;
 mod tls;
+mod traces;

@@ -9,7 +9,7 @@ pub mod image;
 mod leaks;
 pub mod manifests;
 mod metrics;
-mod namespace;
+pub mod namespace;
 mod network;
 mod oidc;
 pub mod rights;
@@ -24,7 +24,7 @@ pub use controller::{BINARY, Controller, Ended, Launch, ended, faketime, run_to_
 pub use flaky::{FlakyApi, Trouble};
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
-pub use namespace::{Namespace, Object, version};
+pub use namespace::{Namespace, version};
 pub use network::{Proxy, Relay};
 pub use oidc::{OidcProvider, opened};
 pub use rights::{Account, chart_rules};
