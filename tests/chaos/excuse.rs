@@ -11,7 +11,8 @@
 //! 5. The TokenCache is being deleted or made anew, until the garbage collector has removed the old Secret, and a run more.
 //!
 //! 6. The machine is busy with something else: a few writes of our own to the API server, past all faults and controllers,
-//!    take longer than [`CANARY`]; and a run more.
+//!    take longer than [`CANARY`], or the threads of a controller wait for a processor for such a share of the time; and
+//!    a run more.
 //!
 //! Nothing else is excused: neither that controllers die as such, nor what others do to Secrets, nor watches that break.
 
@@ -25,7 +26,8 @@ use super::{
 
 /// One run with its look at the Lease, on a busy machine.
 const RUN: f64 = 2.0;
-/// How long the canary's few writes may take: a run has 2 s for as many.
+/// How many seconds the canary's few writes may take: a run has 2 s for as many. Also how many of each second the threads
+/// of a controller may wait for a processor, all together.
 pub const CANARY: f64 = 0.5;
 /// Until a controller has its connections and watches again: the longest that the pause between its attempts grows
 /// while the API server is away.

@@ -136,7 +136,7 @@ fn fault(kind: usize, random: &mut StdRng, lease: Duration) -> (Fault, &'static 
     match kind {
         0 | 1 => (Fault::Kill { slot, down: seconds(0.0, 3.0) }, process, 6.0),
         2 | 3 => {
-            let length = lease + seconds(1.0, 5.0);
+            let length = lease + seconds(3.0, 8.0);
             (Fault::Freeze { slot, length }, process, length.as_secs_f64())
         }
         4 => (Fault::Terminate { slot }, process, 12.0),

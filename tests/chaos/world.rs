@@ -47,6 +47,8 @@ pub struct World {
     clocks: std::sync::Mutex<[Option<&'static str>; SLOTS]>,
     /// Who was in which slot.
     identities: std::sync::Mutex<Vec<(String, usize)>>,
+    /// The processes of all of them.
+    pids: std::sync::Mutex<Vec<u32>>,
 }
 
 impl World {
@@ -67,6 +69,7 @@ impl World {
             slots: (0..SLOTS).map(|_| Mutex::default()).collect(),
             clocks: std::sync::Mutex::default(),
             identities: std::sync::Mutex::default(),
+            pids: std::sync::Mutex::default(),
             ns,
             server,
             ways,
@@ -92,6 +95,7 @@ impl World {
         let launch = Launch { arguments: &arguments, kubeconfig, clock, log: "info", ..Launch::default() };
         let controller = Controller::spawn(&self.ns, launch).await;
         self.identities.lock().expect("no panic").push((controller.identity.clone(), slot));
+        self.pids.lock().expect("no panic").push(controller.pid());
         controller.ready().await;
         *place = Some(controller);
     }
@@ -99,6 +103,11 @@ impl World {
     /// Who was in which slot.
     pub fn identities(&self) -> Vec<(String, usize)> {
         self.identities.lock().expect("no panic").clone()
+    }
+
+    /// The processes of all controllers so far.
+    pub fn pids(&self) -> Vec<u32> {
+        self.pids.lock().expect("no panic").clone()
     }
 
     /// SIGKILL; another one is started after a while.
