@@ -23,12 +23,14 @@ pub async fn happen(world: &Arc<World>, fault: Fault, caches: usize) {
         Fault::Clock { slot, off } => world.misset(slot, off).await,
         Fault::Server { illness, length } => sicken(world, illness, length, caches).await,
         Fault::Restart { part, down } => {
+            let _turn = world.plane.lock().await;
             let away = world.weather.begin(Scope::Plane);
             plane::restart(part, down).await;
             plane::recovered(world.ns.client()).await;
             away.end();
         }
         Fault::FreezePlane { part, length } => {
+            let _turn = world.plane.lock().await;
             let away = world.weather.begin(Scope::Plane);
             plane::freeze(part, length).await;
             plane::recovered(world.ns.client()).await;

@@ -40,6 +40,8 @@ pub struct World {
     pub door: Door,
     /// The controllers' ways to the API server.
     pub ways: Vec<FlakyApi>,
+    /// Held while a part of the control plane is in trouble, so that it is one at a time.
+    pub plane: Mutex<()>,
     slots: Vec<Mutex<Option<Controller>>>,
     /// How far the clocks of the next controllers in the slots are off.
     clocks: std::sync::Mutex<[Option<&'static str>; SLOTS]>,
@@ -61,6 +63,7 @@ impl World {
         let world = Self {
             weather: Weather::new(),
             door: Door::start(address).await,
+            plane: Mutex::default(),
             slots: (0..SLOTS).map(|_| Mutex::default()).collect(),
             clocks: std::sync::Mutex::default(),
             identities: std::sync::Mutex::default(),
