@@ -51,8 +51,12 @@ pub struct Note {
     pub rollout: Rollout,
     /// Failures in a row of the Kubernetes API.
     pub api_failures: u32,
-    /// Ends the run that is going on.
+    /// Ends the run that is going on, or waits for its place.
     pub cancel: Option<CancellationToken>,
+    /// Whether something called for a look while the run went on.
+    pub called: bool,
+    /// What the look after a run's end is to wait for.
+    pub pause: Option<Duration>,
     /// The complaint that was reported of an object that cannot be decoded.
     pub undecodable: Option<String>,
 }
@@ -82,13 +86,38 @@ pub struct Ahead {
 /// How long a write is expected to come through the watch; after that the watch is believed.
 const WATCH_LAG: Duration = Duration::from_secs(5);
 
+/// Whether it is the moment to look at a TokenCache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It is.
+    Now,
+    /// When the run that goes on has ended.
+    AfterRun,
+    /// After this time, or at the next change.
+    In(Duration),
+}
+
 impl Note {
+    /// Something calls for a look.
+    pub fn look(&mut self) -> Turn {
+        if self.cancel.is_some() {
+            self.called = true;
+            return Turn::AfterRun;
+        }
+        self.pause.take().map_or(Turn::Now, Turn::In)
+    }
+
+    /// Nothing of what was known holds any more, but that a run goes on.
+    pub fn reset(&mut self, uid: Option<String>) {
+        *self = Self { uid, cancel: self.cancel.take(), called: self.called, ..Self::default() };
+    }
+
     /// The Secret's metadata: as written by this process, while the watch still shows what was before.
     #[must_use]
-    pub fn newest(&self, watched: Option<Arc<ObjectMeta>>) -> Option<Arc<ObjectMeta>> {
+    pub fn newest(&self, watched: impl FnOnce() -> Option<Arc<ObjectMeta>>) -> Option<Arc<ObjectMeta>> {
         match &self.ahead {
             Some(ahead) if ahead.since.elapsed() < WATCH_LAG => Some(ahead.metadata.clone()),
-            _ => watched,
+            _ => watched(),
         }
     }
 
@@ -134,9 +163,27 @@ impl Notes {
 
     /// Forgets a TokenCache that is gone, and ends its run.
     pub fn forget(&self, key: &Key) {
-        let note = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-        if let Some(cancel) = note.and_then(|note| note.cancel) {
-            cancel.cancel();
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match notes.get_mut(key) {
+            // Another one of that name waits for its end.
+            Some(note) if let Some(cancel) = note.cancel.clone() => {
+                cancel.cancel();
+                note.reset(None);
+            }
+            _ => drop(notes.remove(key)),
+        }
+    }
+
+    /// A run has ended. The next look is to wait so long, unless something called for one meanwhile.
+    pub fn run_ended(&self, key: &Key, pause: Option<Duration>) {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match notes.get_mut(key) {
+            Some(note) if note.uid.is_some() => {
+                note.cancel = None;
+                note.pause = pause.filter(|_| !note.called);
+                note.called = false;
+            }
+            _ => drop(notes.remove(key)),
         }
     }
 
@@ -147,5 +194,70 @@ impl Notes {
                 cancel.cancel();
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Key {
+        ("ns".to_owned(), "a".to_owned())
+    }
+
+    fn running(notes: &Notes) -> CancellationToken {
+        let cancel = CancellationToken::new();
+        notes.with(&key(), |note| {
+            note.reset(Some("uid-1".to_owned()));
+            note.cancel = Some(cancel.clone());
+        });
+        cancel
+    }
+
+    fn look(notes: &Notes) -> Turn {
+        notes.with(&key(), Note::look)
+    }
+
+    #[test]
+    fn looks_wait_for_the_end_of_a_run_and_then_for_its_pause() {
+        let (notes, pause) = (Notes::default(), Duration::from_secs(5));
+        assert_eq!(look(&notes), Turn::Now);
+        running(&notes);
+        notes.run_ended(&key(), Some(pause));
+        assert_eq!((look(&notes), look(&notes)), (Turn::In(pause), Turn::Now));
+    }
+
+    #[test]
+    fn what_called_for_a_look_during_a_run_does_not_wait_for_its_pause() {
+        let notes = Notes::default();
+        running(&notes);
+        assert_eq!(look(&notes), Turn::AfterRun);
+        notes.run_ended(&key(), Some(Duration::from_secs(5)));
+        assert_eq!(look(&notes), Turn::Now);
+    }
+
+    #[test]
+    fn one_that_is_made_anew_waits_for_the_run_of_the_one_that_is_gone() {
+        let notes = Notes::default();
+        let cancel = running(&notes);
+        notes.forget(&key());
+        assert!(cancel.is_cancelled());
+        assert_eq!(look(&notes), Turn::AfterRun);
+        notes.with(&key(), |note| note.reset(Some("uid-2".to_owned())));
+        assert_eq!(look(&notes), Turn::AfterRun);
+        notes.run_ended(&key(), None);
+        assert_eq!(look(&notes), Turn::Now);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_one_that_is_gone() {
+        let notes = Notes::default();
+        running(&notes);
+        notes.forget(&key());
+        notes.run_ended(&key(), None);
+        running(&notes);
+        notes.run_ended(&key(), None);
+        notes.forget(&key());
+        assert!(notes.0.lock().unwrap().is_empty());
     }
 }

@@ -85,7 +85,7 @@ pub fn checked(notes: &Notes, key: &Key, cache: &TokenCache) -> Note {
     notes.with(key, |note| {
         // Made again under the same name: nothing of what was known holds.
         if note.uid != cache.metadata.uid {
-            *note = Note { uid: cache.metadata.uid.clone(), ..Note::default() };
+            note.reset(cache.metadata.uid.clone());
         }
         if note.checked.as_ref().is_none_or(|(of, _)| *of != generation) {
             note.checked = Some((generation, check(cache).err()));

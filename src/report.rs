@@ -1,9 +1,11 @@
 //! Writes `status`, and says by events what became new by it.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{Patch, PatchParams},
 };
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -23,6 +25,14 @@ pub struct Reporter {
     pub client: Client,
     /// For what became new.
     pub events: Events,
+}
+
+/// The answer to a write, in which nothing is looked for.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = TokenCache)]
+struct Unread {
+    #[serde(skip)]
+    metadata: ObjectMeta,
 }
 
 /// A conflict is looked at again this often, since consumers write to the status as well.
@@ -82,7 +92,7 @@ impl Reporter {
             "metadata": { "uid": cache.metadata.uid, "resourceVersion": cache.metadata.resource_version },
             "status": change,
         });
-        let api = Api::<TokenCache>::namespaced(self.client.clone(), namespace);
+        let api = Api::<Unread>::namespaced(self.client.clone(), namespace);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         limited(api.patch_status(name, &params, &Patch::Merge(patch))).await?;
         for (reason, note) in news(&old, status) {

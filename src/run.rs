@@ -107,7 +107,7 @@ impl Runner {
         cancel: &CancellationToken,
     ) -> Result<Ran, RunError> {
         let owner = owner(cache);
-        let key = (owner.namespace.clone(), owner.name.clone());
+        let key = owner.key();
         let source = cache.spec.fetch.source().map_or("none", Source::name);
         Span::current().record("namespace", &key.0).record("name", &key.1).record("source", source);
         let ran_before = cache.status.as_ref().is_some_and(|status| status.runs > 0);
@@ -133,7 +133,7 @@ impl Runner {
             }
         };
         let ends = TaskTracker::new();
-        let ran = Box::pin(self.under_lock(&hold, &owner, &key, watched, cancel, &ends)).await;
+        let ran = Box::pin(self.under_lock(&hold, &owner, cache, watched, cancel, &ends)).await;
         // Only then may another run begin: its own Job is known to be ending.
         ends.close();
         ends.wait().await;
@@ -145,30 +145,40 @@ impl Runner {
         &self,
         hold: &Hold,
         owner: &Owner,
-        key: &Key,
+        shown: &TokenCache,
         mut watched: Option<&ObjectMeta>,
         cancel: &CancellationToken,
         ends: &TaskTracker,
     ) -> Result<Ran, RunError> {
+        let key = &owner.key();
         for round in 1..=ROUNDS {
-            // Look again, live: who had the Lease before may have done all that was to do.
-            let Some(cache) = live(&self.client, key).instrument(info_span!("look again")).await?.filter(|cache| {
+            let current = |cache: &TokenCache| {
                 cache.metadata.uid.as_deref() == Some(&owner.uid) && cache.metadata.deletion_timestamp.is_none()
-            }) else {
-                return Ok(Ran::NotNeeded);
             };
-            let metadata = match watched.take().filter(|watched| is_newest(&cache, watched)) {
+            let seen_by_watch = watched.take();
+            let as_left = |watched: &&ObjectMeta| hold.is_uninterrupted() && self.is_as_left(key, shown, watched);
+            let live_cache;
+            let cache = if seen_by_watch.filter(as_left).is_some() && current(shown) {
+                shown
+            } else {
+                // Look again, live: who had the Lease before may have done all that was to do.
+                let found = live(&self.client, key).instrument(info_span!("look again")).await?;
+                let Some(found) = found.filter(current) else { return Ok(Ran::NotNeeded) };
+                live_cache = found;
+                &live_cache
+            };
+            let metadata = match seen_by_watch.filter(|watched| is_newest(cache, watched)) {
                 Some(watched) => Some(watched.clone()),
                 None => live_secret(&self.client, &owner.namespace, cache.secret_name()).await?,
             };
-            let note = checked(&self.notes, key, &cache);
-            let seen = observed(&cache, metadata.as_ref(), &note);
+            let note = checked(&self.notes, key, cache);
+            let seen = observed(cache, metadata.as_ref(), &note);
             let why = match decide(&seen, self.clock.now()) {
                 Plan::Fetch(why) => why,
                 // Found only now, since Secrets without the label are not watched. Else status says it already.
                 Plan::Refuse(Reason::SecretNotOwned, message) if !is_reported(&seen) => {
                     let failure = Failure::new(Reason::SecretNotOwned, message);
-                    self.report_refusal(key, &cache, metadata.as_ref(), &failure).await?;
+                    self.report_refusal(key, cache, metadata.as_ref(), &failure).await?;
                     return Ok(Ran::Done);
                 }
                 Plan::RemoveExpired(stored) => {
@@ -186,7 +196,7 @@ impl Runner {
                     biased;
                     () = cancel.cancelled() => return Ok(Ran::Cancelled),
                     () = hold.lost() => Err(lost()),
-                    fetched = self.fetcher.fetch_leaving(&cache, ends).instrument(info_span!("fetch")) => fetched,
+                    fetched = self.fetcher.fetch_leaving(cache, ends).instrument(info_span!("fetch")) => fetched,
                 }
             };
             let fetched_at = self.clock.now();
@@ -194,7 +204,7 @@ impl Runner {
             let result = match fetched {
                 Ok(fetched) => {
                     let lifetime = Lifetime { fetched_at, expires_at: fetched.expires_at };
-                    let write = self.write(&cache, owner, metadata.as_ref(), &fetched, lifetime);
+                    let write = self.write(cache, owner, metadata.as_ref(), &fetched, lifetime);
                     let write = write.instrument(info_span!("write"));
                     let written = tokio::select! {
                         written = write => written,
@@ -232,6 +242,19 @@ impl Runner {
             return Ok(Ran::Done);
         }
         Ok(Ran::Busy { retry_in: RETRY_LOST, holder: String::new() })
+    }
+
+    /// Whether a TokenCache and its Secret are shown by the watch as this process's last run left them. Where nobody has
+    /// held the Lease since, no other run can have been, and a live look would find nothing that a watch does not bring.
+    fn is_as_left(&self, key: &Key, shown: &TokenCache, watched: &ObjectMeta) -> bool {
+        let (written, runs) = self.notes.with(key, |note| {
+            let version = note.exact.as_ref().map(|(version, _)| version.clone());
+            (version, note.reported.map(|(runs, _)| runs))
+        });
+        written.is_some()
+            && written == watched.resource_version
+            && is_newest(shown, watched)
+            && runs == shown.status.as_ref().map(|status| status.runs)
     }
 
     async fn write(

@@ -189,6 +189,9 @@ fn start_log(format: LogFormat, traces: Option<&Traces>) -> anyhow::Result<()> {
         for library in HELD {
             filter = filter.add_directive(format!("{library}=info").parse()?);
         }
+    } else {
+        // Its spans name the object, which our lines do as well, and are entered whenever anything moves.
+        filter = filter.add_directive("kube_runtime=warn".parse()?);
     }
     // It prints an answer that it cannot parse.
     filter = filter.add_directive("kube_client=error".parse()?);

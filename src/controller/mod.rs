@@ -2,6 +2,8 @@
 
 mod finalize;
 mod restarts;
+mod runs;
+mod secrets;
 mod tend;
 mod unread;
 mod watch;

@@ -7,33 +7,32 @@ use std::{
     time::Duration,
 };
 
-use chrono::TimeDelta;
-use futures::FutureExt as _;
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::{FutureExt as _, channel::mpsc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::{
     controller::Action,
     reflector::{ObjectRef, Store},
 };
-use tokio::time::{Instant, sleep};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Stop,
     finalize::finalize,
-    watch::{Guarded, SecretMeta, key},
+    secrets::Secrets,
+    watch::{Guarded, key},
 };
 use crate::{
     api::TokenCache,
-    fetch::destination,
     limits::Limits,
-    notes::{Key, Note},
+    notes::{Key, Note, Turn},
     observe::{ApiError, checked, live_secret, observed, verify},
     peers,
-    plan::{Observed, Plan, Why, backoff, decide},
+    plan::{Observed, Plan, backoff, decide},
     reason::Reason,
-    run::{Ran, RunError, Runner, owner},
+    run::{RunError, Runner, owner},
     secret::{Integrity, SecretState, read},
-    status::{READY, at_expiry, condition},
     store::remove,
     time::until,
 };
@@ -55,7 +54,7 @@ impl Peers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).rank(&object(key), now)
     }
 
-    fn let_pass(&self, key: &Key) {
+    pub(super) fn let_pass(&self, key: &Key) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).let_pass(&object(key));
     }
 }
@@ -71,69 +70,96 @@ pub(super) struct Context {
     pub(super) peers: Peers,
     pub(super) stop: Stop,
     pub(super) caches: Store<Guarded>,
-    pub(super) secrets: Store<SecretMeta>,
+    pub(super) secrets: Secrets,
     /// Told when the Secrets have been listed once.
     pub(super) secrets_synced: CancellationToken,
+    /// The runs that go on or wait for their place. They are not waited for by what tends, since kube's controller polls
+    /// all that it waits for whenever one of them moves.
+    pub(super) runs: TaskTracker,
+    /// Told of each TokenCache whose run has ended.
+    pub(super) ended: mpsc::UnboundedSender<ObjectRef<Guarded>>,
+}
+
+/// What became of a look at a TokenCache.
+enum Look {
+    /// All is done; when to look again.
+    Done(Option<Duration>),
+    /// A run goes on; its end is the next look.
+    Running,
 }
 
 /// No wait is longer, so that a clock that was set is noticed.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// After a run that others finished, or whose traces have not come through the watch yet.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long somebody else's write to a Secret waits to be explained by a status before its data is read.
 const SETTLE: Duration = Duration::from_secs(1);
-/// How often a Lease that somebody else holds is looked at.
-const BUSY: Duration = Duration::from_secs(5);
 /// How often an object that stands in the way and is not watched is looked at.
-const RECHECK: Duration = Duration::from_secs(10);
-/// How long a first run may take before status says that it goes on.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const RECHECK: Duration = Duration::from_secs(10);
 
 /// Looks after one TokenCache. Errors are dealt with inside, since the backoff after them needs their number.
 pub(super) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Infallible> {
     let key = key(&*object);
-    let notes = &context.runner.notes;
     // A panic would end the watch of all.
     let tended = AssertUnwindSafe(context.tend(&object, &key)).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!(namespace = key.0, name = key.1, "a fault of this program kept the object from being tended");
-        Ok(Some(RECHECK))
+        Ok(Look::Done(Some(RECHECK)))
     });
     let wake = match tended {
-        Ok(wake) => {
-            notes.with(&key, |note| note.api_failures = 0);
-            wake
-        }
-        Err(error) => {
-            let failures = notes.with(&key, |note| {
-                note.api_failures = note.api_failures.saturating_add(1);
-                note.api_failures
-            });
-            let failures = i32::try_from(failures).unwrap_or(i32::MAX);
-            let wait = backoff(failures, Duration::from_secs(1), Duration::from_secs(60), rand::random(), None);
-            tracing::warn!(namespace = key.0, name = key.1, %error, again_in_ms = wait.as_millis(), "not tended");
-            Some(wait)
-        }
+        Ok(Look::Running) => None,
+        Ok(Look::Done(wake)) => context.settled(&key, Ok(wake)),
+        Err(error) => context.settled(&key, Err(error)),
     };
     Ok(wake.map_or_else(Action::await_change, |wait| Action::requeue(wait.min(LONGEST_WAIT))))
 }
 
 impl Context {
-    async fn tend(&self, object: &Guarded, key: &Key) -> Result<Option<Duration>, RunError> {
+    /// Counts failures of the API in a row, and says when to look again after one.
+    pub(super) fn settled(&self, key: &Key, tended: Result<Option<Duration>, RunError>) -> Option<Duration> {
+        let notes = &self.runner.notes;
+        match tended {
+            Ok(wake) => {
+                notes.with_known(key, |note| note.api_failures = 0);
+                wake
+            }
+            Err(error) => {
+                let failures = notes.with(key, |note| {
+                    note.api_failures = note.api_failures.saturating_add(1);
+                    note.api_failures
+                });
+                let failures = i32::try_from(failures).unwrap_or(i32::MAX);
+                let wait = backoff(failures, Duration::from_secs(1), Duration::from_secs(60), rand::random(), None);
+                tracing::warn!(
+                    namespace = key.0, name = key.1, %error, again_in_ms = wait.as_millis(), "not tended"
+                );
+                Some(wait)
+            }
+        }
+    }
+
+    async fn tend(self: &Arc<Self>, object: &Guarded, key: &Key) -> Result<Look, RunError> {
+        match self.runner.notes.with(key, Note::look) {
+            Turn::Now => {}
+            Turn::AfterRun => return Ok(Look::Running),
+            Turn::In(wait) => return Ok(Look::Done(Some(wait))),
+        }
         let cache = match &object.0 {
             Ok(cache) => cache,
-            Err(undecodable) => return Ok(self.report_undecodable(key, object, &undecodable.error).await?),
+            Err(undecodable) => {
+                return Ok(Look::Done(self.report_undecodable(key, object, &undecodable.error).await?));
+            }
         };
         // Before the first list of the Secrets has come, every Secret would seem absent.
         tokio::select! {
             () = self.secrets_synced.cancelled() => {}
-            () = self.stop.begin.cancelled() => return Ok(None),
+            () = self.stop.begin.cancelled() => return Ok(Look::Done(None)),
         }
         if finalize(&self.runner.client, cache).await? {
-            return Ok(None);
+            return Ok(Look::Done(None));
         }
         let mut note = checked(&self.runner.notes, key, cache);
         if note.is_ahead_of(cache.status.as_ref().map_or(0, |status| status.runs)) {
-            return Ok(Some(LOOK_AGAIN));
+            return Ok(Look::Done(Some(LOOK_AGAIN)));
         }
         let metadata = self.secret_metadata(key, cache, &note);
         self.meet(key, cache, &mut note);
@@ -142,12 +168,22 @@ impl Context {
         let seen = observed(cache, metadata.as_deref(), &note);
         let now = self.runner.clock.now();
         let plan = decide(&seen, now);
-        let fetching = matches!(plan, Plan::Fetch(_));
-        if !fetching {
+        if !matches!(plan, Plan::Fetch(_)) {
             self.runner.notes.with(key, |note| note.due_since = None);
         }
         let wake = match plan {
-            Plan::Fetch(why) => self.fetch(key, cache, &seen, metadata.clone(), &why).await?,
+            Plan::Fetch(why) => match self.grace(key, &seen) {
+                None => {
+                    tracing::debug!(namespace = key.0, name = key.1, %why, "a fetch is due");
+                    self.begin(key, cache, &seen);
+                    return Ok(Look::Running);
+                }
+                // Other replicas go first; a restart waits for the value that they bring.
+                wait => {
+                    let expiry = self.until_expiry(&seen, now);
+                    return Ok(Look::Done([wait, settle, recheck, expiry].into_iter().flatten().min()));
+                }
+            },
             Plan::Sleep(at) => {
                 // What the watch has not brought yet must not be reported as if it were gone or changed.
                 if settle.is_none() {
@@ -167,17 +203,20 @@ impl Context {
                 Some(LOOK_AGAIN)
             }
         };
-        let expiry = seen.lifetime().and_then(|lifetime| lifetime.expires_at.moment()).filter(|moment| *moment > now);
-        let expiry = expiry.map(|moment| until(moment, self.runner.clock.now()));
-        // What was fetched just now comes through the watch first.
-        let restarts = if fetching { None } else { self.restarts(key, cache, &seen).await };
-        Ok([wake, settle, recheck, expiry, restarts].into_iter().flatten().min())
+        let restarts = self.restarts(key, cache, &seen).await;
+        let expiry = self.until_expiry(&seen, now);
+        Ok(Look::Done([wake, settle, recheck, expiry, restarts].into_iter().flatten().min()))
+    }
+
+    /// How long a value that was valid `then` still is.
+    pub(super) fn until_expiry(&self, seen: &Observed<'_>, then: DateTime<Utc>) -> Option<Duration> {
+        let expiry = seen.lifetime().and_then(|lifetime| lifetime.expires_at.moment()).filter(|moment| *moment > then);
+        expiry.map(|moment| until(moment, self.runner.clock.now()))
     }
 
     /// The Secret's metadata, as the watch has it or as this process wrote it.
-    fn secret_metadata(&self, key: &Key, cache: &TokenCache, note: &Note) -> Option<Arc<ObjectMeta>> {
-        let at = ObjectRef::<SecretMeta>::new(cache.secret_name()).within(&key.0);
-        let watched = self.secrets.get(&at).map(|secret| Arc::new(secret.metadata.clone()));
+    pub(super) fn secret_metadata(&self, key: &Key, cache: &TokenCache, note: &Note) -> Option<Arc<ObjectMeta>> {
+        let watched = || self.secrets.get(&(key.0.clone(), cache.secret_name().to_owned())).map(Arc::new);
         note.newest(watched).filter(|metadata| metadata.name.as_deref() == Some(cache.secret_name()))
     }
 
@@ -268,127 +307,17 @@ impl Context {
         Ok(None)
     }
 
-    /// Runs, unless other replicas are to go first.
-    async fn fetch(
-        &self,
-        key: &Key,
-        cache: &TokenCache,
-        seen: &Observed<'_>,
-        metadata: Option<Arc<ObjectMeta>>,
-        why: &Why,
-    ) -> Result<Option<Duration>, RunError> {
+    /// How long other replicas are still to go first.
+    fn grace(&self, key: &Key, seen: &Observed<'_>) -> Option<Duration> {
         let now = Instant::now();
         let due_since = self.runner.notes.with(key, |note| *note.due_since.get_or_insert(now));
         let first = grace(seen).saturating_mul(self.peers.rank(key, now));
-        let waited = now.duration_since(due_since);
-        if waited < first {
-            return Ok(Some(first - waited));
-        }
-        tracing::debug!(namespace = key.0, name = key.1, %why, "a fetch is due");
-        let ran = self.run(key, cache, seen, metadata).await?;
-        if !matches!(ran, Ran::Busy { .. }) {
-            self.runner.notes.with(key, |note| note.due_since = None);
-        }
-        Ok(match ran {
-            // The watch brings what was reported, and with it the next look; this is for when it does not.
-            Ran::Done => {
-                // Else each that is gone would cost every object its grace, for as long as it is remembered.
-                if !first.is_zero() {
-                    self.peers.let_pass(key);
-                }
-                Some(LOOK_AGAIN)
-            }
-            Ran::NotNeeded => Some(LOOK_AGAIN),
-            Ran::Busy { retry_in, holder } => {
-                tracing::debug!(namespace = key.0, name = key.1, holder, "somebody else runs it");
-                if let Some((process, _)) = holder.rsplit_once('_')
-                    && let Some((replica, _)) = process.rsplit_once('_')
-                {
-                    self.peers.saw(replica, Instant::now());
-                }
-                // Looked at in between, so that a renewal is seen when it comes and not a duration later.
-                Some(retry_in.min(BUSY))
-            }
-            Ran::Cancelled => None,
-        })
+        first.checked_sub(now.duration_since(due_since)).filter(|left| !left.is_zero())
     }
+}
 
-    /// Runs in a task of its own. Meanwhile status says when the old value expires, and that a long first run goes on.
-    async fn run(
-        &self,
-        key: &Key,
-        cache: &TokenCache,
-        seen: &Observed<'_>,
-        metadata: Option<Arc<ObjectMeta>>,
-    ) -> Result<Ran, RunError> {
-        let cancel = self.stop.cancel.child_token();
-        self.runner.notes.with(key, |note| note.cancel = Some(cancel.clone()));
-        let (runner, limits, stop) = (self.runner.clone(), self.limits.clone(), self.stop.begin.clone());
-        let (cache, fresh) = (cache.clone(), condition(cache.status.as_ref(), READY).is_none());
-        let mut running = AbortOnDropHandle::new(tokio::spawn(async move {
-            let place = tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(Ran::Cancelled),
-                () = cancel.cancelled() => return Ok(Ran::Cancelled),
-                place = limits.place(destination(&cache.spec)) => place,
-            };
-            let ran = runner.run(&cache, metadata.as_deref(), &cancel).await;
-            drop(place);
-            ran
-        }));
-        let expiry = seen.lifetime().and_then(|lifetime| lifetime.expires_at.moment());
-        let now = self.runner.clock.now();
-        let mut moments: Vec<Duration> =
-            expiry.filter(|moment| *moment > now).map(|moment| until(moment, now)).into_iter().collect();
-        if fresh {
-            moments.push(PATIENCE);
-        }
-        moments.sort_unstable();
-        let started = Instant::now();
-        let mut moments = moments.into_iter();
-        let mut next = moments.next();
-        let ran = loop {
-            let wait = next.map(|moment| moment.saturating_sub(started.elapsed()));
-            tokio::select! {
-                ran = &mut running => break ran,
-                () = sleep(wait.unwrap_or(LONGEST_WAIT)), if wait.is_some() => {
-                    next = moments.next();
-                    if let Err(error) = self.report_meanwhile(key).await {
-                        tracing::debug!(namespace = key.0, name = key.1, %error, "not reported during a run");
-                    }
-                }
-            }
-        };
-        self.runner.notes.with(key, |note| note.cancel = None);
-        match ran {
-            Ok(ran) => ran,
-            Err(panicked) => {
-                tracing::error!(namespace = key.0, name = key.1, error = %panicked, "a run ended unexpectedly");
-                Ok(Ran::Busy { retry_in: RECHECK, holder: String::new() })
-            }
-        }
-    }
-
-    /// Brings status in line with the time while a run goes on, and removes an expired Secret if it is to go.
-    async fn report_meanwhile(&self, key: &Key) -> Result<(), ApiError> {
-        let at = ObjectRef::<Guarded>::new(&key.1).within(&key.0);
-        let Some(object) = self.caches.get(&at) else { return Ok(()) };
-        let Ok(cache) = &object.0 else { return Ok(()) };
-        let note = checked(&self.runner.notes, key, cache);
-        let metadata = self.secret_metadata(key, cache, &note);
-        let mut seen = observed(cache, metadata.as_deref(), &note);
-        let now = self.runner.clock.now();
-        if let Plan::RemoveExpired(stored) = decide(&seen, now) {
-            remove(&self.runner.client, &key.0, cache.secret_name(), &stored).await?;
-            seen.secret = SecretState::Absent;
-        }
-        let runs = cache.status.as_ref().map_or(0, |status| status.runs);
-        let wanted = |cache: &TokenCache| {
-            let current = cache.status.as_ref().map_or(0, |status| status.runs);
-            (current == runs).then(|| at_expiry(&Observed { cache, ..seen.clone() }, now))
-        };
-        self.runner.reporter.report(key, cache, wanted).await.map(|_| ())
-    }
+pub(super) fn at((namespace, name): &Key) -> ObjectRef<Guarded> {
+    ObjectRef::new(name).within(namespace)
 }
 
 /// How long each replica that is not to go first lets the others go; short where the value lives short.

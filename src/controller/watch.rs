@@ -8,16 +8,17 @@ use kube::{
     Api, Resource, ResourceExt as _,
     core::{DeserializeGuard, PartialObjectMeta},
     runtime::{
-        Controller, WatchStreamExt as _,
+        Controller, WatchStreamExt as _, controller,
         reflector::{self, ObjectRef, Store},
         watcher::{self, Event},
     },
 };
 use tokio::{sync::oneshot, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Stop,
+    secrets::Secrets,
     tend::{Context, Peers, reconcile},
 };
 use crate::{
@@ -40,6 +41,9 @@ use crate::{
 pub(super) type Guarded = DeserializeGuard<TokenCache>;
 /// A Secret's metadata.
 pub(super) type SecretMeta = PartialObjectMeta<Secret>;
+
+/// Looks at TokenCaches at once. None waits for a run; the most wait for nothing at all, and each takes memory.
+const LOOKS: u16 = 128;
 
 /// What the watches of one scope are started with.
 pub(super) struct Start {
@@ -97,16 +101,16 @@ impl Start {
 
         // A Secret that vanished while the watch was broken is told by no event, so after each list all are looked at.
         let (listed, after_list) = futures::channel::mpsc::unbounded();
-        let (secrets, secrets_writer) = reflector::store::<SecretMeta>();
+        let secrets = Secrets::default();
         let managed = watcher::Config::default().labels(&format!("{LABEL_MANAGED}=true"));
         let watched_secrets = {
-            let notes = notes.clone();
+            let (notes, secrets) = (notes.clone(), secrets.clone());
             kube::runtime::watcher(self.api::<SecretMeta>(), managed)
                 .default_backoff()
                 .modify(|secret| secret.metadata.managed_fields = None)
                 .inspect_ok(move |event| secret_event(event, &notes))
                 .inspect_err(log_watch("Secrets", &self.readiness))
-                .reflect(secrets_writer)
+                .inspect_ok(move |event| secrets.apply(event))
                 .inspect_ok(tell_synced(&secrets_synced))
                 .inspect_ok(move |event| {
                     if matches!(event, Event::InitDone) {
@@ -147,6 +151,8 @@ impl Start {
             })
         };
 
+        let runs = TaskTracker::new();
+        let (ended, after_runs) = futures::channel::mpsc::unbounded();
         let context = Arc::new(Context {
             runner: self.runner.clone(),
             limits: self.limits.clone(),
@@ -155,6 +161,8 @@ impl Start {
             caches,
             secrets,
             secrets_synced: secrets_synced.clone(),
+            runs: runs.clone(),
+            ended,
         });
         tokio::spawn(async move {
             caches_synced.cancelled().await;
@@ -162,8 +170,10 @@ impl Start {
             let _ = ready.send(());
         });
         Controller::for_stream(watched_caches, context.caches.clone())
+            .with_config(controller::Config::default().concurrency(LOOKS))
             .watches_stream(watched_secrets, move |secret| concerned(&secret, &targets))
             .reconcile_on(unblocked)
+            .reconcile_on(after_runs)
             .reconcile_all_on(after_list)
             .graceful_shutdown_on(self.stop.begin.clone().cancelled_owned())
             .run(reconcile, |_, error, _| match *error {}, context)
@@ -174,6 +184,8 @@ impl Start {
                 }
             })
             .await;
+        runs.close();
+        runs.wait().await;
     }
 }
 
@@ -193,6 +205,11 @@ fn slim(object: &mut Guarded) {
     metadata.managed_fields = None;
     if let Some(annotations) = &mut metadata.annotations {
         annotations.retain(|key, _| key == ANNOTATION_REFRESH_REQUESTED);
+    }
+    metadata.annotations.take_if(|annotations| annotations.is_empty());
+    // A list that was read has room for several; there is one condition.
+    if let Ok(TokenCache { status: Some(status), .. }) = &mut object.0 {
+        status.conditions.shrink_to_fit();
     }
 }
 
@@ -219,7 +236,9 @@ impl Books {
                 let key = key(object);
                 let Ok(cache) = &object.0 else { return };
                 self.references.set(&key, references(&cache.spec));
-                self.targets.set(&key, vec![secret_named(cache.secret_name())]);
+                // The most are named like their TokenCache, and need no entry.
+                let other = Some(cache.secret_name()).filter(|name| *name != key.1);
+                self.targets.set(&key, other.map(secret_named).into_iter().collect());
                 if cache.spec.suspend || cache.metadata.deletion_timestamp.is_some() {
                     self.notes.cancel(&key);
                 }
@@ -254,11 +273,13 @@ fn secret_named(name: &str) -> Reference {
     Reference { kind: ReferenceKind::Secret, name: name.to_owned() }
 }
 
-/// The TokenCaches that a Secret concerns: its owner, and those that would write it if it were not somebody else's.
+/// The TokenCaches that a Secret concerns: its owner, and those that would write it if it were not somebody else's. One
+/// of the Secret's own name may not exist; kube's controller passes over it.
 fn concerned(secret: &SecretMeta, targets: &References) -> Vec<ObjectRef<Guarded>> {
     let namespace = secret.namespace().unwrap_or_default();
     let mut names = targets.to(&namespace, &secret_named(&secret.name_any()));
     names.extend(owner_of(secret));
+    names.push(secret.name_any());
     names.sort_unstable();
     names.dedup();
     names.iter().map(|name| ObjectRef::new(name).within(&namespace)).collect()

@@ -19,6 +19,7 @@ pub struct Hold {
     active: Active,
     me: Identity,
     state: Arc<Mutex<State>>,
+    uninterrupted: bool,
     lost: CancellationToken,
     stop: DropGuard,
     renewal: JoinHandle<()>,
@@ -43,7 +44,7 @@ fn deadline(renewed: Instant, duration: Duration) -> Instant {
 
 impl Hold {
     /// Starts to renew a Lease that the request sent at `sent` took.
-    pub(super) fn start(active: Active, me: Identity, seen: Seen, sent: Instant) -> Self {
+    pub(super) fn start(active: Active, me: Identity, seen: Seen, sent: Instant, uninterrupted: bool) -> Self {
         let state = Arc::new(Mutex::new(State { seen, renewed: sent }));
         let (lost, stop) = (CancellationToken::new(), CancellationToken::new());
         let renewal = tokio::spawn(renew(
@@ -54,7 +55,14 @@ impl Hold {
             lost.clone(),
             stop.clone(),
         ));
-        Self { active, me, state, lost, stop: stop.drop_guard(), renewal }
+        Self { active, me, state, uninterrupted, lost, stop: stop.drop_guard(), renewal }
+    }
+
+    /// Whether nobody has held the Lease since this process released it: it was taken by a PUT with the very
+    /// `resourceVersion` of that release.
+    #[must_use]
+    pub fn is_uninterrupted(&self) -> bool {
+        self.uninterrupted
     }
 
     /// Whether the Lease may be somebody else's by now. Also true right after the process was frozen for too long,
@@ -76,7 +84,7 @@ impl Hold {
 
     /// Lets go of the Lease. A failure is logged only: who comes next waits for one duration.
     pub async fn release(self) {
-        let Self { active, me, state: held, lost, stop, renewal } = self;
+        let Self { active, me, state: held, lost, stop, renewal, .. } = self;
         let Active { locks, owner } = &active;
         drop(stop);
         // A renewal that is under way is awaited, since it decides the resourceVersion.

@@ -43,6 +43,12 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Namespace and name of the TokenCache.
+    #[must_use]
+    pub fn key(&self) -> (String, String) {
+        (self.namespace.clone(), self.name.clone())
+    }
+
     /// Name of the Lease.
     #[must_use]
     pub fn lease_name(&self) -> String {
@@ -126,6 +132,8 @@ impl std::fmt::Debug for Inner {
 struct Sighting {
     seen: Seen,
     since: Instant,
+    /// Whether it is as this process released it.
+    released: bool,
 }
 
 /// The one attempt of this process at a Lease: what `judge` relies on when it finds the Lease held by an earlier one.
@@ -219,9 +227,10 @@ impl Locks {
                     return Err(LockError::NotOwned { namespace, name });
                 }
             };
+            let uninterrupted = sighting.as_ref().is_some_and(|sighting| sighting.released);
             let sent = Instant::now();
             match write.await {
-                Ok(seen) => return Ok(Acquired::Hold(Hold::start(active, me, seen, sent))),
+                Ok(seen) => return Ok(Acquired::Hold(Hold::start(active, me, seen, sent, uninterrupted))),
                 Err(error) if error.is_final() => return Err(error),
                 // Somebody was faster, or nobody knows whether the write happened: it may be mine.
                 Err(_) => sighting = self.look(owner).await?,
@@ -240,11 +249,9 @@ impl Locks {
             sightings.remove(owner);
             return Ok(None);
         };
-        let since = sightings
-            .get(owner)
-            .filter(|sighting| sighting.seen.resource_version == seen.resource_version)
-            .map_or_else(Instant::now, |sighting| sighting.since);
-        let sighting = Sighting { seen, since };
+        let known = sightings.get(owner).filter(|sighting| sighting.seen.resource_version == seen.resource_version);
+        let (since, released) = known.map_or_else(|| (Instant::now(), false), |known| (known.since, known.released));
+        let sighting = Sighting { seen, since, released };
         sightings.insert(owner.clone(), sighting.clone());
         Ok(Some(sighting))
     }
@@ -305,7 +312,7 @@ impl Locks {
             ..LeaseSpec::default()
         };
         let seen = self.put(owner, Some(&held.resource_version), spec).await?;
-        self.sightings().insert(owner.clone(), Sighting { seen, since: Instant::now() });
+        self.sightings().insert(owner.clone(), Sighting { seen, since: Instant::now(), released: true });
         Ok(())
     }
 

@@ -1,0 +1,148 @@
+//! The runs of a controller: each in a task of its own, in its turn, and what is told of it meanwhile.
+
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+
+use futures::FutureExt as _;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::tend::{Context, LOOK_AGAIN, RECHECK, at};
+use crate::{
+    api::TokenCache,
+    fetch::destination,
+    notes::Key,
+    observe::{ApiError, checked, observed},
+    plan::{Observed, Plan, decide},
+    run::{Ran, RunError},
+    secret::SecretState,
+    status::{READY, at_expiry, condition},
+    store::remove,
+};
+
+/// How often a Lease that somebody else holds is looked at.
+const BUSY: Duration = Duration::from_secs(5);
+/// How long a first run may take before status says that it goes on.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The same for one that waits for its place: of a crowd of new objects most do, and each report costs requests.
+const QUEUED: Duration = Duration::from_secs(30);
+
+impl Context {
+    /// Begins a run in a task of its own, whose end has the object looked at again.
+    pub(super) fn begin(self: &Arc<Self>, key: &Key, cache: &TokenCache, seen: &Observed<'_>) {
+        let cancel = self.stop.cancel.child_token();
+        self.runner.notes.with(key, |note| note.cancel = Some(cancel.clone()));
+        let fresh = condition(cache.status.as_ref(), READY).is_none();
+        let moments = [self.until_expiry(seen, self.runner.clock.now()), fresh.then_some(QUEUED)];
+        let (context, key, destination) = (self.clone(), key.clone(), destination(&cache.spec));
+        self.runs.spawn(async move {
+            let run = context.reporting(&key, moments, context.run(&key, destination, fresh, &cancel));
+            let ran = AssertUnwindSafe(Box::pin(run)).catch_unwind().await.unwrap_or_else(|_| {
+                tracing::error!(namespace = key.0, name = key.1, "a run ended unexpectedly");
+                Ok(Ran::Busy { retry_in: RECHECK, holder: String::new() })
+            });
+            let wake = context.settled(&key, ran.map(|ran| context.after(&key, ran)));
+            context.runner.notes.run_ended(&key, wake);
+            // Nobody listens any more only when the controller ends.
+            let _ = context.ended.unbounded_send(at(&key));
+        });
+    }
+
+    /// When to look again after a run, if nothing happens before.
+    fn after(&self, key: &Key, ran: Ran) -> Option<Duration> {
+        if !matches!(ran, Ran::Busy { .. }) {
+            self.runner.notes.with_known(key, |note| note.due_since = None);
+        }
+        match ran {
+            Ran::Done => {
+                // Else each that is gone would cost every object its grace, for as long as it is remembered.
+                self.peers.let_pass(key);
+                None
+            }
+            Ran::Cancelled => None,
+            // The watch brings what was found live, and with it the next look; this is for when it does not.
+            Ran::NotNeeded => Some(LOOK_AGAIN),
+            Ran::Busy { retry_in, holder } => {
+                tracing::debug!(namespace = key.0, name = key.1, holder, "somebody else runs it");
+                if let Some((process, _)) = holder.rsplit_once('_')
+                    && let Some((replica, _)) = process.rsplit_once('_')
+                {
+                    self.peers.saw(replica, Instant::now());
+                }
+                // Looked at in between, so that a renewal is seen when it comes and not a duration later.
+                Some(retry_in.min(BUSY))
+            }
+        }
+    }
+
+    /// Runs. At these moments from now, status is brought in line meanwhile.
+    async fn reporting(
+        &self,
+        key: &Key,
+        moments: [Option<Duration>; 2],
+        running: impl Future<Output = Result<Ran, RunError>>,
+    ) -> Result<Ran, RunError> {
+        let mut moments: Vec<Duration> = moments.into_iter().flatten().collect();
+        moments.sort_unstable();
+        let (started, mut running) = (Instant::now(), pin!(running));
+        for moment in moments {
+            let report = async {
+                sleep_until(started + moment).await;
+                if let Err(error) = self.report_meanwhile(key).await {
+                    tracing::debug!(namespace = key.0, name = key.1, %error, "not reported during a run");
+                }
+            };
+            tokio::select! {
+                ran = &mut running => return ran,
+                () = report => {}
+            }
+        }
+        running.await
+    }
+
+    /// Waits for a place, and runs what the watch shows by then.
+    async fn run(
+        &self,
+        key: &Key,
+        destination: Option<String>,
+        fresh: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Ran, RunError> {
+        let _place = tokio::select! {
+            biased;
+            () = self.stop.begin.cancelled() => return Ok(Ran::Cancelled),
+            () = cancel.cancelled() => return Ok(Ran::Cancelled),
+            place = self.limits.place(destination) => place,
+        };
+        let Some(object) = self.caches.get(&at(key)) else { return Ok(Ran::NotNeeded) };
+        let Ok(cache) = &object.0 else { return Ok(Ran::NotNeeded) };
+        let note = checked(&self.runner.notes, key, cache);
+        let metadata = self.secret_metadata(key, cache, &note);
+        let plan = decide(&observed(cache, metadata.as_deref(), &note), self.runner.clock.now());
+        if !matches!(plan, Plan::Fetch(_)) {
+            // Another replica may have been faster: it is looked at anew.
+            return Ok(Ran::Cancelled);
+        }
+        let run = Box::pin(self.runner.run(cache, metadata.as_deref(), cancel));
+        self.reporting(key, [fresh.then_some(PATIENCE), None], run).await
+    }
+
+    /// Brings status in line with the time while a run goes on, and removes an expired Secret if it is to go.
+    async fn report_meanwhile(&self, key: &Key) -> Result<(), ApiError> {
+        let Some(object) = self.caches.get(&at(key)) else { return Ok(()) };
+        let Ok(cache) = &object.0 else { return Ok(()) };
+        let note = checked(&self.runner.notes, key, cache);
+        let metadata = self.secret_metadata(key, cache, &note);
+        let mut seen = observed(cache, metadata.as_deref(), &note);
+        let now = self.runner.clock.now();
+        if let Plan::RemoveExpired(stored) = decide(&seen, now) {
+            remove(&self.runner.client, &key.0, cache.secret_name(), &stored).await?;
+            seen.secret = SecretState::Absent;
+        }
+        let runs = cache.status.as_ref().map_or(0, |status| status.runs);
+        let wanted = |cache: &TokenCache| {
+            let current = cache.status.as_ref().map_or(0, |status| status.runs);
+            (current == runs).then(|| at_expiry(&Observed { cache, ..seen.clone() }, now))
+        };
+        self.runner.reporter.report(key, cache, wanted).await.map(|_| ())
+    }
+}
