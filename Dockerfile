@@ -10,6 +10,10 @@ RUN apt-get update && apt-get install --yes --no-install-recommends ca-certifica
     rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
+# Not built here, but Cargo wants to see all targets that the manifest names.
+COPY benches benches
+COPY examples examples
+COPY tests tests
 COPY src src
 # Paths of the builder do not get into the binary.
 ENV CARGO_INCREMENTAL=0 RUSTFLAGS="--remap-path-prefix=/src=. --remap-path-prefix=/usr/local/cargo=cargo"

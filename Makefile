@@ -1,10 +1,11 @@
 # The habits of this repository. What they need is installed or built by the scripts, where it is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint crd manifests docs cluster-up cluster-down
+.PHONY: help demo test fuzz chaos soak bench lint crd manifests docs cluster-up cluster-down
 
 CARGO := cargo
 NAME := default
+CHAOS = $(if $(SECONDS),TOKENCACHE_CHAOS_SECONDS=$(SECONDS)) $(if $(SEED),TOKENCACHE_CHAOS_SEED=$(SEED))
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +15,15 @@ demo: ## Show tokencache at work on a Kubernetes node on this machine (root; KEE
 
 test: ## Run all tests: unit and property tests, and the scenarios on a real API server
 	hack/test.sh
+
+fuzz: ## Give random input to whatever reads what strangers write (SECONDS=60 each)
+	TOKENCACHE_FUZZ=$(or $(SECONDS),60) $(CARGO) test --locked --lib fuzz_tests
+
+chaos: ## Let everything go wrong around three controllers for 10 minutes, and count what comes of it (SECONDS=600, SEED)
+	$(CHAOS) hack/chaos.sh
+
+soak: ## Measure whether a controller under load grows, for an hour (SECONDS=3600)
+	$(CHAOS) hack/chaos.sh --soak
 
 bench: ## Measure what the controller costs beside bare calls (ROWS="new refresh"; hack/bench.sh --help tells more)
 	hack/bench.sh

@@ -15,6 +15,8 @@ source "$HACK/lib/tools.sh"
 source "$HACK/lib/control-plane.sh"
 # shellcheck source-path=SCRIPTDIR source=lib/node.sh
 source "$HACK/lib/node.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/parts.sh
+source "$HACK/lib/parts.sh"
 
 usage() {
   cat <<'HELP'
@@ -23,6 +25,7 @@ usage: hack/cluster.sh up [--name NAME] [--node]
        hack/cluster.sh run [--node] -- COMMAND [ARGUMENT…]
        hack/cluster.sh load-image [--name NAME] TAR
        hack/cluster.sh host-ip [--name NAME]
+       hack/cluster.sh kill|start|freeze|thaw [--name NAME] PART
        hack/cluster.sh tools
        hack/cluster.sh build
 
@@ -40,6 +43,9 @@ load-image  Imports a docker-archive tar, as hack/image.sh makes them, into the 
             imagePullPolicy Never or IfNotPresent. tokencache.test/busybox:1 is there from the start.
 host-ip     Prints the address at which pods reach a program on this machine, which has to listen on that address.
             Pods with hostNetwork reach 127.0.0.1 as well.
+kill, start Ends a part of the control plane (etcd, kube-apiserver, kube-controller-manager) by SIGKILL, and starts it
+            again as it was. etcd outlives that only in a cluster that was brought up with TOKENCACHE_DURABLE=1.
+freeze, thaw  Lets a part stand still (SIGSTOP), and go on.
 tools       Prints the folder that holds kubectl and helm.
 build       Only installs, builds and fetches.
 
@@ -48,6 +54,7 @@ ${XDG_RUNTIME_DIR:-/tmp}/tokencache/NAME.
 
 Environment:
   TOKENCACHE_TEST_KUBECONFIG  run without --node starts nothing, and runs COMMAND on that cluster.
+  TOKENCACHE_DURABLE          if set, etcd writes to the disk before it answers, which takes its time.
   KUBEBUILDER_ASSETS          a folder with etcd and kube-apiserver, and any of kubectl, kube-controller-manager,
                               kube-scheduler and kubelet, to use instead of those that are built here.
 
@@ -222,6 +229,15 @@ main() {
       load_image "${arguments[0]}"
       ;;
     host-ip) host_ip ;;
+    kill | start | freeze | thaw)
+      ((${#arguments[@]} == 1)) || die "$verb needs one part: see --help"
+      case $verb in
+        kill) kill_part "${arguments[0]}" ;;
+        start) start_part "${arguments[0]}" ;;
+        freeze) signal_part STOP "${arguments[0]}" ;;
+        thaw) signal_part CONT "${arguments[0]}" ;;
+      esac
+      ;;
     tools)
       ensure_tools
       echo "$TOOLS"

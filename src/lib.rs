@@ -20,6 +20,8 @@ pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "controller")]
+pub mod cluster_time;
+#[cfg(feature = "controller")]
 pub mod controller;
 #[cfg(feature = "controller")]
 pub mod events;
@@ -58,6 +60,12 @@ pub mod status;
 #[cfg(feature = "controller")]
 pub mod store;
 pub mod time;
+#[cfg(feature = "controller")]
+pub mod traces;
 
+#[cfg(all(test, feature = "controller"))]
+mod fuzz;
+#[cfg(all(test, feature = "controller"))]
+mod fuzz_tests;
 #[cfg(all(test, feature = "controller"))]
 mod samples;

@@ -42,6 +42,12 @@ impl Peers {
         let before = self.seen.keys().filter(|peer| weight(peer, object) > mine).count();
         u32::try_from(before).unwrap_or(u32::MAX)
     }
+
+    /// Those that were to try an object before this one let their turns pass: they count again when they are seen again.
+    pub fn let_pass(&mut self, object: &str) {
+        let mine = weight(&self.me, object);
+        self.seen.retain(|peer, _| weight(peer, object) <= mine);
+    }
 }
 
 fn weight(replica: &str, object: &str) -> [u8; 32] {
@@ -76,6 +82,26 @@ mod tests {
             assert_eq!(ranks, [0, 1, 2]);
         }
         assert!(first.iter().all(|count| *count > 60), "{first:?}");
+    }
+
+    #[test]
+    fn a_replica_that_let_its_turn_pass_is_not_waited_for_again_until_it_is_seen() {
+        let mut peers = Peers::new("a".into());
+        let now = Instant::now();
+        // As after a rollout or two: all of these are gone.
+        (0..50).for_each(|peer| peers.saw(&peer.to_string(), now));
+        let objects: Vec<String> = (0..100).map(|object| object.to_string()).collect();
+        let waits = objects.iter().filter(|object| {
+            let waits = peers.rank(object, now) > 0;
+            peers.let_pass(object);
+            waits
+        });
+        assert!(waits.count() < 20);
+        let last = objects.iter().find(|object| weight("0", object) > weight("a", object)).expect("one");
+        peers.let_pass(last);
+        assert_eq!(peers.rank(last, now), 0);
+        peers.saw("0", now);
+        assert_eq!(peers.rank(last, now), 1);
     }
 
     #[test]

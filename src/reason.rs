@@ -112,19 +112,21 @@ impl Reason {
         }
     }
 
+    /// Trying again is in vain until someone edits something.
+    const REFUSALS: [Self; 7] = [
+        Self::InvalidSpec,
+        Self::SecretNotOwned,
+        Self::LeaseNotOwned,
+        Self::SourceNotFound,
+        Self::SourceNotAllowed,
+        Self::AddressNotAllowed,
+        Self::ReauthenticationRequired,
+    ];
+
     /// Whether trying again is in vain until someone edits something.
     #[must_use]
-    pub const fn is_refusal(self) -> bool {
-        matches!(
-            self,
-            Self::InvalidSpec
-                | Self::SecretNotOwned
-                | Self::LeaseNotOwned
-                | Self::SourceNotFound
-                | Self::SourceNotAllowed
-                | Self::AddressNotAllowed
-                | Self::ReauthenticationRequired
-        )
+    pub fn is_refusal(self) -> bool {
+        Self::REFUSALS.contains(&self)
     }
 
     /// Whether a run that failed for the reason of that name may go well when what its source read has changed.
@@ -145,17 +147,7 @@ impl Reason {
     /// The refusal of that name, as `status.lastFailure` stores it.
     #[must_use]
     pub fn refusal(name: &str) -> Option<Self> {
-        [
-            Self::InvalidSpec,
-            Self::SecretNotOwned,
-            Self::LeaseNotOwned,
-            Self::SourceNotFound,
-            Self::SourceNotAllowed,
-            Self::AddressNotAllowed,
-            Self::ReauthenticationRequired,
-        ]
-        .into_iter()
-        .find(|reason| reason.as_str() == name)
+        Self::REFUSALS.into_iter().find(|reason| reason.as_str() == name)
     }
 }
 

@@ -8,9 +8,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument as _, Span, info_span};
 
 use crate::{
-    api::TokenCache,
+    api::{Source, TokenCache},
     events::Events,
     fetch::{Failure, Fetched, Fetcher, render},
     lock::{Acquired, Hold, LockError, Locks, Owner},
@@ -98,6 +99,7 @@ impl Runner {
     ///
     /// # Errors
     /// When the API server fails; the run's own failures are reported in status instead.
+    #[tracing::instrument(skip_all, fields(namespace, name, source, why, outcome, reason, otel.status_code))]
     pub async fn run(
         &self,
         cache: &TokenCache,
@@ -106,8 +108,10 @@ impl Runner {
     ) -> Result<Ran, RunError> {
         let owner = owner(cache);
         let key = owner.key();
+        let source = cache.spec.fetch.source().map_or("none", Source::name);
+        Span::current().record("namespace", &key.0).record("name", &key.1).record("source", source);
         let ran_before = cache.status.as_ref().is_some_and(|status| status.runs > 0);
-        let hold = match self.locks.acquire(&owner, ran_before).await {
+        let hold = match self.locks.acquire(&owner, ran_before).instrument(info_span!("acquire")).await {
             Ok(Acquired::Hold(hold)) => {
                 self.metrics.acquisition("acquired");
                 hold
@@ -133,7 +137,7 @@ impl Runner {
         // Only then may another run begin: its own Job is known to be ending.
         ends.close();
         ends.wait().await;
-        hold.release().await;
+        hold.release().instrument(info_span!("release")).await;
         ran
     }
 
@@ -158,7 +162,8 @@ impl Runner {
                 shown
             } else {
                 // Look again, live: who had the Lease before may have done all that was to do.
-                let Some(found) = live(&self.client, key).await?.filter(current) else { return Ok(Ran::NotNeeded) };
+                let found = live(&self.client, key).instrument(info_span!("look again")).await?;
+                let Some(found) = found.filter(current) else { return Ok(Ran::NotNeeded) };
                 live_cache = found;
                 &live_cache
             };
@@ -191,7 +196,7 @@ impl Runner {
                     biased;
                     () = cancel.cancelled() => return Ok(Ran::Cancelled),
                     () = hold.lost() => Err(lost()),
-                    fetched = self.fetcher.fetch_leaving(cache, ends) => fetched,
+                    fetched = self.fetcher.fetch_leaving(cache, ends).instrument(info_span!("fetch")) => fetched,
                 }
             };
             let fetched_at = self.clock.now();
@@ -200,6 +205,7 @@ impl Runner {
                 Ok(fetched) => {
                     let lifetime = Lifetime { fetched_at, expires_at: fetched.expires_at };
                     let write = self.write(cache, owner, metadata.as_ref(), &fetched, lifetime);
+                    let write = write.instrument(info_span!("write"));
                     let written = tokio::select! {
                         written = write => written,
                         () = hold.lost() => Err(lost()),

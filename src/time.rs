@@ -19,6 +19,12 @@ impl Clock {
         Self(Arc::new(Utc::now))
     }
 
+    /// The system's clock, plus what `offset` gives at each reading.
+    #[must_use]
+    pub fn corrected(offset: impl Fn() -> TimeDelta + Send + Sync + 'static) -> Self {
+        Self(Arc::new(move || later(Utc::now(), offset())))
+    }
+
     /// The time of day.
     #[must_use]
     pub fn now(&self) -> DateTime<Utc> {

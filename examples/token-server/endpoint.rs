@@ -183,6 +183,7 @@ fn new_token(state: &State, cache: &str, form: &Form, expiry: Expiry) -> Result<
         let (number, key) = (path.issued.len() + 1, &state.signing_key);
         let issued = token::issue(&state.options, key, expiry, number, form.get("scope"), form.get("audience"))?;
         path.issued.push(issued.token.clone());
+        path.issued_at.push(std::time::Instant::now());
         Ok(issued)
     })
 }

@@ -146,7 +146,9 @@ struct Path {
     forms: Vec<BTreeMap<String, String>>,
     inside: usize,
     inside_max: usize,
+    crowds: Vec<Instant>,
     issued: Vec<String>,
+    issued_at: Vec<Instant>,
     revoked: usize,
 }
 
@@ -240,9 +242,24 @@ impl TokenServer {
         self.state.with(cache, |path| path.inside_max)
     }
 
+    /// When requests arrived while another one was inside.
+    pub fn crowds(&self, cache: &str) -> Vec<Instant> {
+        self.state.with(cache, |path| path.crowds.clone())
+    }
+
+    /// When the tokens were issued to one cache.
+    pub fn issued_at(&self, cache: &str) -> Vec<Instant> {
+        self.state.with(cache, |path| path.issued_at.clone())
+    }
+
     /// The tokens issued to one cache.
     pub fn issued(&self, cache: &str) -> Vec<String> {
         self.state.with(cache, |path| path.issued.clone())
+    }
+
+    /// The token issued to one cache as the so-many-th, counted from 1.
+    pub fn issued_as(&self, cache: &str, number: usize) -> Option<String> {
+        self.state.with(cache, |path| path.issued.get(number.checked_sub(1)?).cloned())
     }
 
     /// From now on, the resource refuses what was issued to this cache so far.
@@ -291,6 +308,9 @@ impl Inside {
             path.arrivals.push(Instant::now());
             path.inside += 1;
             path.inside_max = path.inside_max.max(path.inside);
+            if path.inside > 1 {
+                path.crowds.push(Instant::now());
+            }
             path.behaviour.clone()
         });
         state.changed.send_replace(());
@@ -317,7 +337,9 @@ impl State {
             forms: Vec::new(),
             inside: 0,
             inside_max: 0,
+            crowds: Vec::new(),
             issued: Vec::new(),
+            issued_at: Vec::new(),
             revoked: 0,
         }))
     }

@@ -56,12 +56,13 @@ process_start() {
 spawn() {
   local component=$1 pid
   shift
+  printf '%s\0' "$@" >"$DIR/$component.command"
   # A shell's background processes ignore SIGINT, and what they start inherits it: hence default-signal.
   # A clean environment: no proxy between the parts, no credentials of ours, no cloud's metadata asked by kubelet.
   # Our own locks (9) and watchdog pipe (8) must not stay open in there.
   (cd / && umask 022 &&
     exec setsid env --default-signal -i PATH="$PATH" HOME="$DIR" AWS_EC2_METADATA_DISABLED=true "$@") \
-    </dev/null >"$DIR/$component.log" 2>&1 8>&- 9>&- &
+    </dev/null >>"$DIR/$component.log" 2>&1 8>&- 9>&- &
   pid=$!
   # Else the shell would tell of its end.
   disown "$pid"

@@ -89,7 +89,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     }
     // Before all else: a process that is the first of its container has no signals but those it asks for.
     let stopped = stopped()?;
-    start_log(flags.log_format)?;
+    start_log(flags.log_format, None)?;
     warn_of_disks(&targets);
 
     let consumer = Consumer::new(cluster, flags.namespace, flags.timeout.as_std()).await?;

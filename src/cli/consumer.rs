@@ -10,12 +10,15 @@ use clap::Args;
 use kube::{
     Api,
     api::{ListParams, PartialObjectMeta},
+    client::ClientBuilder,
 };
 
 use super::{Cluster, screen::Style};
 use crate::{
     api::TokenCache,
     client::{Client, Error},
+    cluster_time::ClusterTime,
+    time::Clock,
 };
 
 /// Where the TokenCache is.
@@ -31,15 +34,18 @@ pub(super) struct Consumer {
     pub(super) kube: kube::Client,
     pub(super) namespace: String,
     pub(super) client: Client,
+    /// The cluster's time, for runs: their values are for all.
+    pub(super) clock: Clock,
 }
 
 impl Consumer {
     pub(super) async fn new(cluster: &Cluster, namespace: Namespace, timeout: Duration) -> anyhow::Result<Self> {
         let config = cluster.config().await?;
         let namespace = namespace.namespace.unwrap_or_else(|| config.default_namespace.clone());
-        let kube = kube::Client::try_from(config)?;
+        let time = ClusterTime::default();
+        let (kube, clock) = (ClientBuilder::try_from(config)?.with_layer(&time).build(), time.clock());
         let client = Client::new(kube.clone(), namespace.clone()).with_timeout(timeout);
-        Ok(Self { kube, namespace, client })
+        Ok(Self { kube, namespace, client, clock })
     }
 
     /// Says on standard error why there is no value, and gives the exit code for it.

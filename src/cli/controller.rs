@@ -15,8 +15,10 @@ use tower::util::MapRequestLayer;
 use super::{Cluster, LogFormat, runner, start_log};
 use crate::{
     admin,
+    cluster_time::ClusterTime,
     controller::{self, Settings, Stop},
     metrics::Metrics,
+    traces::Traces,
 };
 
 /// The flags of the controller. Each also as an environment variable.
@@ -31,6 +33,9 @@ pub(super) struct Flags {
     /// Where /livez, /readyz and /metrics are served
     #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     admin_address: SocketAddr,
+    /// Where traces of the runs go: base URL of an OTLP collector over HTTP, such as http://collector:4318. Default: nowhere
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
     #[command(flatten)]
     runner: runner::Flags,
     /// How log lines look; what is logged is set by the environment variable TOKENCACHE_LOG
@@ -43,21 +48,34 @@ const LAST_MOMENT: Duration = Duration::from_secs(9);
 
 /// Runs the controller until SIGTERM or Ctrl-C.
 pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitCode> {
-    start_log(flags.log_format)?;
+    let identity = flags.runner.identity()?;
+    let traces = flags.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
+    let traces = traces.map(|endpoint| {
+        Traces::to(endpoint, identity.clone()).with_context(|| format!("--otlp-endpoint {endpoint} cannot be used"))
+    });
+    let traces = traces.transpose()?;
+    start_log(flags.log_format, traces.as_ref())?;
     let config = cluster.config().await?;
     let server = config.cluster_url.clone();
     let metrics = Metrics::default();
     let counted = metrics.clone();
+    let time = ClusterTime::default();
     let count = MapRequestLayer::new(move |request: http::Request<Body>| {
         counted.request(&request);
         request
     });
-    let client =
-        ClientBuilder::try_from(config).context("the cluster's settings cannot be used")?.with_layer(&count).build();
+    let client = ClientBuilder::try_from(config)
+        .context("the cluster's settings cannot be used")?
+        .with_layer(&time)
+        .with_layer(&count)
+        .build();
 
-    let identity = flags.runner.identity()?;
+    let seen = time.clone();
+    metrics.measure("clock_offset_seconds", "What is added to the node's clock, by the API server's", move || {
+        seen.offset().num_seconds()
+    });
     let require_source_label = flags.runner.require_source_label;
-    let runner = flags.runner.runner(client, identity.clone(), metrics.clone())?;
+    let runner = flags.runner.runner(client, time.clock(), identity.clone(), metrics.clone())?;
     let settings =
         Settings { namespaces: flags.namespace, concurrency: flags.concurrency.into(), require_source_label };
 
@@ -83,6 +101,9 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
         tracing::warn!("some runs did not end in time; their Leases run out by themselves");
     }
     stop_admin.cancel();
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

@@ -29,7 +29,7 @@ pub(super) async fn beside(
     fetch: impl Future<Output = Result<Arc<Value>, Error>>,
 ) -> anyhow::Result<Result<Arc<Value>, Error>> {
     let identity = format!("{PASSING}{}", flags.identity()?);
-    let runner = flags.runner(consumer.kube.clone(), identity, Metrics::default())?;
+    let runner = flags.runner(consumer.kube.clone(), consumer.clock.clone(), identity, Metrics::default())?;
     let caches = Api::namespaced(consumer.kube.clone(), &consumer.namespace);
     let stop = CancellationToken::new();
     let serving = tokio::spawn(serve(runner, caches, name.to_owned(), stop.clone()));

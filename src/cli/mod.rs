@@ -23,7 +23,14 @@ use kube::{
     Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{FilterExt as _, LevelFilter, filter_fn},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+use crate::traces::Traces;
 
 /// Keeps short-lived credentials fresh in Kubernetes Secrets.
 #[derive(Debug, Parser)]
@@ -169,7 +176,7 @@ impl Cluster {
 ///
 /// The libraries that see requests and answers are held at `info`: below it some of them print headers and bodies, and
 /// with these, credentials.
-fn start_log(format: LogFormat) -> anyhow::Result<()> {
+fn start_log(format: LogFormat, traces: Option<&Traces>) -> anyhow::Result<()> {
     const HELD: [&str; 8] = ["h2", "hyper", "hyper_util", "rustls", "reqwest", "tower", "kube_client", "axum"];
     let wanted = std::env::var("TOKENCACHE_LOG").unwrap_or_default();
     let of_held = |directive: &&str| HELD.iter().any(|library| directive.trim().starts_with(library));
@@ -188,11 +195,14 @@ fn start_log(format: LogFormat) -> anyhow::Result<()> {
     }
     // It prints an answer that it cannot parse.
     filter = filter.add_directive("kube_client=error".parse()?);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-    }
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = match format {
+        LogFormat::Json => log.json().boxed(),
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+    };
+    // A line says all that its span says.
+    let log = log.with_filter(filter.and(filter_fn(|metadata| metadata.is_event())));
+    tracing_subscriber::registry().with(log).with(traces.map(Traces::layer)).init();
     Ok(())
 }
 

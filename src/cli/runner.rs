@@ -56,13 +56,18 @@ impl Flags {
         }
     }
 
-    /// What runs fetches. `client` has kube's own retry off.
-    pub(super) fn runner(self, client: Client, identity: String, metrics: Metrics) -> anyhow::Result<Runner> {
+    /// What runs fetches. `client` has kube's own retry off, and `clock` follows its answers.
+    pub(super) fn runner(
+        self,
+        client: Client,
+        clock: Clock,
+        identity: String,
+        metrics: Metrics,
+    ) -> anyhow::Result<Runner> {
         let lease_duration = self.lease_duration.as_std();
         if !(1..=3600).contains(&lease_duration.as_secs()) || lease_duration.subsec_nanos() > 0 {
             bail!("--lease-duration {}: write whole seconds, from 1s to 1h", self.lease_duration);
         }
-        let clock = Clock::system();
         let events = Events::new(client.clone(), identity.clone());
         let fetcher = FetcherConfig {
             addresses: AddressRules::new(self.allow_cidr, self.deny_cidr),

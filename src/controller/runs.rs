@@ -53,7 +53,12 @@ impl Context {
             self.runner.notes.with_known(key, |note| note.due_since = None);
         }
         match ran {
-            Ran::Done | Ran::Cancelled => None,
+            Ran::Done => {
+                // Else each that is gone would cost every object its grace, for as long as it is remembered.
+                self.peers.let_pass(key);
+                None
+            }
+            Ran::Cancelled => None,
             // The watch brings what was found live, and with it the next look; this is for when it does not.
             Ran::NotNeeded => Some(LOOK_AGAIN),
             Ran::Busy { retry_in, holder } => {

@@ -51,8 +51,16 @@ impl Peers {
     }
 
     fn rank(&self, key: &Key, now: Instant) -> u32 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).rank(&format!("{}/{}", key.0, key.1), now)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).rank(&object(key), now)
     }
+
+    pub(super) fn let_pass(&self, key: &Key) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).let_pass(&object(key));
+    }
+}
+
+fn object(key: &Key) -> String {
+    format!("{}/{}", key.0, key.1)
 }
 
 /// What tending needs.

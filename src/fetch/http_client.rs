@@ -228,6 +228,13 @@ async fn read(mut response: Response, peer: &Peer) -> Result<Zeroizing<Vec<u8>>,
 }
 
 impl Answer {
+    #[cfg(test)]
+    pub(super) fn for_test(status: u16, body: Vec<u8>) -> Self {
+        let peer = Peer { target: "id.example.com:443".to_owned(), proxy: None };
+        let status = StatusCode::from_u16(status).unwrap_or_default();
+        Self { status, headers: HeaderMap::new(), retry_after: None, body: body.into(), redirect: None, peer }
+    }
+
     /// The failure that the status means; `None` for 2xx. The detail is what may be told of the body.
     pub(super) fn refusal(&self, detail: Option<&str>) -> Option<Failure> {
         (!self.status.is_success()).then(|| self.refused(detail))

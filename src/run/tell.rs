@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::time::Instant;
+use tracing::{Instrument as _, Span, field, info_span};
 
 use super::{RunError, Runner};
 use crate::{
@@ -74,7 +75,7 @@ impl Runner {
             let runs = cache.status.as_ref().map_or(0, |status| status.runs);
             (!lost || runs == before.runs).then(|| after_run(&Observed { cache, ..left.clone() }, &ended, now))
         };
-        if self.reporter.report(key, seen.cache, wanted).await? {
+        if self.reporter.report(key, seen.cache, wanted).instrument(info_span!("report")).await? {
             let of_source = result.as_ref().err().is_some_and(|failure| Reason::is_of_source(failure.reason.as_str()));
             note_reported(&self.notes, key, before.runs + 1, of_source.then_some(started));
         }
@@ -117,6 +118,7 @@ impl Runner {
         failure: &Failure,
     ) -> Result<(), RunError> {
         let source = cache.spec.fetch.source().map_or("none", Source::name);
+        trace_failure(&Span::current(), "refused", failure.reason);
         tracing::warn!(
             namespace = key.0,
             name = key.1,
@@ -165,6 +167,10 @@ impl Runner {
 }
 
 /// One line for each run. `before` is the lifetime of the value that a failure leaves in place.
+fn trace_failure(span: &Span, outcome: &str, reason: Reason) {
+    span.record("outcome", outcome).record("reason", reason.as_str()).record("otel.status_code", "ERROR");
+}
+
 fn log(
     (namespace, name): &Key,
     source: &str,
@@ -175,13 +181,17 @@ fn log(
 ) {
     let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     let until = |lifetime: Lifetime| lifetime.expires_at.whole_seconds().to_string();
+    let span = Span::current();
+    span.record("why", field::display(why));
     match result {
         Ok((_, lifetime)) => {
+            span.record("outcome", "success");
             let expires_at = until(*lifetime);
             tracing::info!(namespace, name, source, %why, outcome = "success", took_ms, expires_at, "fetched");
         }
         Err(Failure { reason, message, .. }) => {
             let expires_at = before.map(until);
+            trace_failure(&span, "failure", *reason);
             tracing::warn!(
                 namespace, name, source, %why, outcome = "failure", took_ms, expires_at, %reason, error = message,
                 "fetch failed"

@@ -43,9 +43,9 @@ fn an_installation_token_is_got_and_whatever_is_wrong_is_told_so_that_a_stranger
         create("limited", limits.clone()).await;
         let key = |name: &str, key: &str| json!({"privateKeyRef": {"name": name, "key": key}});
         let cases = [
-            ("wrong-app", json!({"appId": 99}), "Rejected", "the App 99 has no installation 34"),
-            ("wrong-installation", json!({"installationId": 99}), "Rejected", "the App 12 has no installation 99"),
-            ("wrong-key", key("other", "key"), "Rejected", "privateKeyRef holds no key of the App 12"),
+            ("wrong-app", json!({"appId": 99}), "Rejected", "the App 99 has no installation 67890"),
+            ("wrong-installation", json!({"installationId": 99}), "Rejected", "the App 12345 has no installation 99"),
+            ("wrong-key", key("other", "key"), "Rejected", "privateKeyRef holds no key of the App 12345"),
             (
                 "repository",
                 json!({"repositories": ["secret"]}),
@@ -82,6 +82,28 @@ fn an_installation_token_is_got_and_whatever_is_wrong_is_told_so_that_a_stranger
             assert_eq!(cache.last_failure(), reason, "{name}: {message}");
             assert!(message.contains(words), "{name}: {message}");
         }
+    });
+}
+
+#[test]
+fn the_example_gives_git_its_password() {
+    scenario(async {
+        let (ns, github) = (Namespace::new().await, GitHub::start().await);
+        let _controller = Controller::start(&ns, &[]).await;
+        let key = json!({"key.pem": include_str!("../keys/rsa-pkcs1.pem")});
+        ns.create::<Secret>(opened("github-app", key)).await;
+        let text = include_str!("../../examples/github-app.yaml");
+        let mut manifest: Value = serde_saphyr::from_str(text).expect("a manifest");
+        // All that is not as it stands: here is no GitHub.
+        merge(&mut manifest, json!({"spec": {"fetch": {"githubApp": {"apiUrl": github.url()}}}}));
+        ns.create::<TokenCache>(manifest).await;
+        ns.await_ready("github", true, "Fetched").await;
+        let secret = ns.get::<Secret>("git-credentials").await;
+        assert_eq!(secret.type_.as_deref(), Some("kubernetes.io/basic-auth"));
+        assert_eq!(secret.value("username"), "x-access-token");
+        assert!(secret.value("password").starts_with("ghs_"));
+        let asked = json!({"repositories": ["infrastructure"], "permissions": {"contents": "read"}});
+        assert_eq!(github.bodies(), [asked]);
     });
 }
 

@@ -8,8 +8,8 @@ use serde_json::json;
 use tokencache::api::TokenCache;
 
 use crate::support::{
-    CacheView as _, Cluster, Controller, FlakyApi, Launch, Namespace, OidcProvider, SecretView as _, opened, pass,
-    poll, scenario, within,
+    CacheView as _, Cluster, Controller, FlakyApi, Launch, Namespace, OidcProvider, SecretView as _, Trouble, opened,
+    pass, poll, scenario, within,
 };
 
 const ROTATIONS: u64 = 50;
@@ -35,7 +35,8 @@ fn a_family_of_refresh_tokens_survives_fifty_rotations_with_kills_and_failing_wr
         let mut random = StdRng::seed_from_u64(seed);
         let provider = Box::pin(OidcProvider::start(&Cluster::get().await.client)).await;
         let ns = Namespace::new().await;
-        let api = FlakyApi::start(&ns, random.next_u64()).await;
+        let api =
+            FlakyApi::start(&ns, random.next_u64(), Trouble { refused: 5, belied: 5, ..Trouble::default() }).await;
         let launch = || {
             let arguments = &["--lease-duration", "1s"];
             let launch = Launch { arguments, kubeconfig: Some(api.kubeconfig()), ..Launch::default() };

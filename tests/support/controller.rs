@@ -1,6 +1,7 @@
 //! The real binary as a process, to be started, asked, stopped and killed.
 
 use std::{
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
@@ -70,6 +71,12 @@ fn admin_address(line: &str) -> Option<String> {
     (field(&line, "message")? == "admin server listening").then(|| field(&line, "address").map(str::to_owned))?
 }
 
+/// The library by which a process sees another time, if it is installed.
+pub fn faketime() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1")).find(|library| library.exists())
+}
+
 /// A running controller. Dropping it kills it.
 pub struct Controller {
     /// Its `--identity`.
@@ -90,11 +97,13 @@ pub struct Launch<'a> {
     pub arguments: &'a [&'a str],
     /// Instead of the one of the namespace's service account.
     pub kubeconfig: Option<&'a str>,
+    /// How far its clock is off, as faketime is told: `+10m`.
+    pub clock: Option<&'a str>,
 }
 
 impl Default for Launch<'_> {
     fn default() -> Self {
-        Self { loopback: true, log: "info,tokencache=trace", arguments: &[], kubeconfig: None }
+        Self { loopback: true, log: "info,tokencache=trace", arguments: &[], kubeconfig: None, clock: None }
     }
 }
 
@@ -123,6 +132,12 @@ impl Controller {
         command.args(["controller", "--namespace", &namespace.name, "--admin-address", "127.0.0.1:0"]);
         command.args(["--log-format", "json", "--identity", &identity]);
         command.args(launch.loopback.then_some(LOOPBACK).into_iter().flatten()).args(launch.arguments);
+        if let Some(offset) = launch.clock {
+            let library = faketime().expect("faketime, which hack/faketime.sh installs");
+            // What passes is left as it is: it is told by the monotonic clock.
+            command.env("LD_PRELOAD", library).env("FAKETIME", offset);
+            command.env("DONT_FAKE_MONOTONIC", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         let mut child = command.kill_on_drop(true).spawn().expect("the controller is started");
         let log = Log::default();
         log.follow(child.stdout.take().expect("its stdout"));
@@ -167,14 +182,14 @@ impl Controller {
         Metrics(text)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it is running")
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log.text()
-    }
-
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id().expect("it is running")
     }
 
     fn signal(&self, signal: Signal) {

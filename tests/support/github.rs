@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use super::in_background;
 
 /// The App's identifier, its one installation, and what that was granted.
-pub const APP: i64 = 12;
-pub const INSTALLATION: i64 = 34;
+pub const APP: i64 = 12345;
+pub const INSTALLATION: i64 = 67890;
 pub const REPOSITORY: &str = "infrastructure";
 
 /// A running stand-in.

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kube::core::cel::cel::common::ast::{EntryExpr, Expr, IdedExpr};
+use kube::core::cel::cel::common::ast::{EntryExpr, Expr, IdedExpr, operators};
 
 use super::Place;
 
@@ -106,6 +106,10 @@ impl Walk {
                     _ => None,
                 }
                 .filter(|name| FUNCTIONS.contains(&name.as_str()));
+                if call.func_name == operators::NEGATE {
+                    // CEL's implementation does not see the overflow of the smallest integer, as it does in a subtraction.
+                    return Err("writes - before what is not a number; write 0 - … instead".to_owned());
+                }
                 if qualified.is_none() {
                     if is_identifier(&call.func_name) && !FUNCTIONS.contains(&call.func_name.as_str()) {
                         return Err(format!("calls {}; there are {}", call.func_name, FUNCTIONS.join(", ")));

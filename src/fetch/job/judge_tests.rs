@@ -339,3 +339,33 @@ fn the_message_of_a_container_shows_no_token() {
     let verdict = judged(pod(ended(1, "Error", &format!("got {token}")), idle(), json!({})), json!(null), json!([]));
     assert_eq!(told(&verdict).1, "JobFailed: container fetch ended with exit code 1: got ***");
 }
+
+mod fuzz_tests {
+    use super::*;
+    use crate::fuzz::{damaged, fuzz};
+
+    #[test]
+    fn any_pod_job_and_event_are_judged() {
+        let deadline = json!({"type": "Failed", "status": "True", "reason": "DeadlineExceeded"});
+        let originals = [
+            pod(idle(), idle(), json!({})),
+            pod(ended(0, "Completed", ""), ended(0, "Completed", "sealed:abc"), json!({})),
+            pod(ended(1, "OOMKilled", "no memory\n"), idle(), json!({"phase": "Failed", "reason": "Evicted"})),
+            pod(waiting("ErrImagePull", "no such image"), idle(), json!({})),
+        ]
+        .map(|pod| {
+            let job = json!({"metadata": {"name": "j"}, "status": {"conditions": [deadline]}});
+            json!({"pod": pod, "job": job, "events": event("FailedMount", "no such volume")})
+        });
+        fuzz((damaged(originals.to_vec()), proptest::bits::u8::ANY), |(whole, flags)| {
+            judge(&Seen {
+                job: serde_json::from_value(whole["job"].clone()).ok(),
+                job_gone: flags & 1 > 0,
+                pod: serde_json::from_value(whole["pod"].clone()).ok(),
+                pod_gone: flags & 2 > 0,
+                events: serde_json::from_value(whole["events"].clone()).unwrap_or_default(),
+                ..Seen::default()
+            });
+        });
+    }
+}

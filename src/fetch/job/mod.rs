@@ -8,6 +8,8 @@
 
 mod ending;
 mod follow;
+#[cfg(test)]
+mod fuzz_tests;
 mod judge;
 mod leftovers;
 mod manifest;

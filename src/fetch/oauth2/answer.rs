@@ -71,6 +71,9 @@ pub(super) fn interpret(answer: &Answer, confidence: &Confidence) -> Result<Memb
                 failure.message = format!("{}; {note}", failure.message);
             }
         }
+        if let Some(cure) = cure(answer.status.as_u16(), code) {
+            failure.message = format!("{}; {cure}", failure.message);
+        }
         return Err(Refused { failure, invalid_grant });
     }
     let wrong = |what: String| answer.failure(Reason::InvalidResponse, format!("{answer}, but {what}"));
@@ -95,6 +98,19 @@ pub(super) fn text<'a>(members: &'a Members, name: &str) -> Option<&'a SecretStr
         Member::Text(text) => Some(text),
         _ => None,
     }
+}
+
+/// Which setting to look at (RFC 6749 §5.2, RFC 8707 §2).
+fn cure(status: u16, code: &str) -> Option<&'static str> {
+    Some(match code {
+        "invalid_client" => "look at clientId, clientAuth and the client's secret, key or certificate",
+        "unauthorized_client" => "the server has to allow this client this grant",
+        "unsupported_grant_type" => "does tokenUrl lead to the server that knows this grant?",
+        "invalid_scope" => "look at scopes",
+        "invalid_target" => "look at audience and resource",
+        "" if matches!(status, 404 | 405) => "is tokenUrl the URL of the token endpoint?",
+        _ => return None,
+    })
 }
 
 /// What an error response says (RFC 6749 §5.2).
@@ -123,4 +139,29 @@ fn error_words(members: &Members, confidence: &Confidence) -> Option<ErrorWords>
         None => code.clone(),
     };
     Some(ErrorWords { code, words })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_is_told_with_the_setting_to_look_at() {
+        for (status, body, words) in [
+            (400, r#"{"error": "invalid_scope"}"#, "answered 400 Bad Request: invalid_scope; look at scopes"),
+            (
+                401,
+                r#"{"error": "invalid_client"}"#,
+                "invalid_client; look at clientId, clientAuth and the client's secret",
+            ),
+            (400, r#"{"error": "unauthorized_client"}"#, "the server has to allow this client this grant"),
+            (400, r#"{"error": "invalid_target"}"#, "look at audience and resource"),
+            (404, "<html>", "answered 404 Not Found; is tokenUrl the URL of the token endpoint?"),
+            (405, "", "is tokenUrl the URL of the token endpoint?"),
+        ] {
+            let refused = interpret(&Answer::for_test(status, body.into()), &Confidence::default()).err();
+            let message = refused.map(|refused| refused.failure.message).unwrap_or_default();
+            assert!(message.contains(words), "{message}");
+        }
+    }
 }

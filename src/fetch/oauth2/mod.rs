@@ -7,6 +7,8 @@
 mod answer;
 mod assertion;
 mod client;
+#[cfg(test)]
+mod fuzz_tests;
 mod grant;
 mod rotation;
 

@@ -1,0 +1,73 @@
+//! The way to the token server, which can be closed: connections break, and new ones are refused.
+
+use std::net::SocketAddr;
+
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::support::in_background;
+
+/// A door that stands open at first.
+pub struct Door {
+    /// Where it is, open or closed.
+    pub address: SocketAddr,
+    open: watch::Sender<bool>,
+}
+
+impl Door {
+    /// A door before this server.
+    pub async fn start(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (open, mut turns) = watch::channel(true);
+        in_background(async move {
+            let mut listener = Some(listener);
+            loop {
+                let listening = match listener.take() {
+                    Some(listener) => listener,
+                    None => listen(address),
+                };
+                let mut connections = JoinSet::new();
+                let serve = async {
+                    while let Ok((client, _)) = listening.accept().await {
+                        connections.spawn(pass(client, server));
+                    }
+                };
+                tokio::select! {
+                    () = serve => {}
+                    closed = turns.wait_for(|open| !open) => if closed.is_err() { return },
+                }
+                // With them go the connections.
+                drop((listening, connections));
+                if turns.wait_for(|open| *open).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { address, open }
+    }
+
+    /// Opens or closes it.
+    pub fn set_open(&self, open: bool) {
+        self.open.send_replace(open);
+    }
+}
+
+/// At the same address as before, although connections to it may linger.
+fn listen(address: SocketAddr) -> TcpListener {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("an option");
+    socket.bind(address).expect("the port is still ours");
+    socket.listen(1024).expect("it listens")
+}
+
+async fn pass(mut client: TcpStream, server: SocketAddr) {
+    if let Ok(mut server) = TcpStream::connect(server).await {
+        // Either side may end as it likes.
+        let _ = copy_bidirectional(&mut client, &mut server).await;
+    }
+}

@@ -1,0 +1,85 @@
+//! How each fault is carried out, and how its end is known.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    plane,
+    population::name,
+    schedule::{Fault, Illness, Storm},
+    weather::Scope,
+    world::{LIFETIME, World},
+};
+use crate::support::{
+    Trouble,
+    server::{Behaviour, Expiry},
+};
+
+/// Lets a fault happen, and waits for its end.
+pub async fn happen(world: &Arc<World>, fault: Fault, caches: usize) {
+    match fault {
+        Fault::Kill { slot, down } => world.kill(slot, down).await,
+        Fault::Freeze { slot, length } => world.freeze(slot, length).await,
+        Fault::Terminate { slot } => world.terminate(slot).await,
+        Fault::Clock { slot, off } => world.misset(slot, off).await,
+        Fault::Server { illness, length } => sicken(world, illness, length, caches).await,
+        Fault::Restart { part, down } => {
+            let _turn = world.plane.lock().await;
+            let away = world.weather.begin(Scope::Plane);
+            plane::restart(part, down).await;
+            plane::recovered(world.ns.client()).await;
+            away.end();
+        }
+        Fault::FreezePlane { part, length } => {
+            let _turn = world.plane.lock().await;
+            let away = world.weather.begin(Scope::Plane);
+            plane::freeze(part, length).await;
+            plane::recovered(world.ns.client()).await;
+            away.end();
+        }
+        Fault::Storm { slots, storm, length } => {
+            let spells: Vec<_> = slots.iter().map(|slot| world.weather.begin(Scope::Way(*slot))).collect();
+            slots.iter().for_each(|slot| world.ways[*slot].set(trouble(storm)));
+            tokio::time::sleep(length).await;
+            slots.iter().for_each(|slot| world.ways[*slot].set(Trouble::default()));
+            spells.into_iter().for_each(super::weather::Spell::end);
+        }
+        Fault::DropWatches { slot } => world.ways[slot].drop_watches(),
+    }
+}
+
+fn trouble(storm: Storm) -> Trouble {
+    match storm {
+        Storm::Status(status) => {
+            // What only writes are answered with.
+            let reads = status != http::StatusCode::CONFLICT;
+            Trouble { refused: 15, belied: 15, status, reads, ..Trouble::default() }
+        }
+        Storm::Cuts => Trouble { cut: 30, reads: true, ..Trouble::default() },
+        Storm::Late(delay) => Trouble { delay, ..Trouble::default() },
+    }
+}
+
+/// How the token server answers when it is well: not at once, so that faults fall into the midst of requests.
+pub fn well() -> Behaviour {
+    slow(Duration::from_millis(300))
+}
+
+fn slow(delay: Duration) -> Behaviour {
+    Behaviour::After(delay, Box::new(Behaviour::Issue(Expiry::In(LIFETIME.as_secs()))))
+}
+
+async fn sicken(world: &World, illness: Illness, length: Duration, caches: usize) {
+    let ill = world.weather.begin(Scope::Server);
+    let set = |behaviour: Behaviour| (0..caches).for_each(|index| world.server.set(&name(index), behaviour.clone()));
+    match illness {
+        Illness::Slow(delay) => set(slow(delay)),
+        Illness::Failing(status) => set(Behaviour::Status(status, Vec::new(), String::new())),
+        Illness::Closing => set(Behaviour::Close),
+        Illness::Hanging => set(Behaviour::Hang),
+        Illness::Gone => world.door.set_open(false),
+    }
+    tokio::time::sleep(length).await;
+    set(well());
+    world.door.set_open(true);
+    ill.end();
+}

@@ -1,0 +1,112 @@
+//! The TokenCaches, and what others do to them.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tokencache::api::{
+    TokenCache,
+    names::{ANNOTATION_EXPIRES_AT, ANNOTATION_REFRESH_REQUESTED},
+};
+
+use super::{
+    schedule::Touch,
+    weather::Scope,
+    world::{RENEW_BEFORE, RETRY, TIMEOUT, World},
+};
+use crate::support::manifests::token_cache;
+
+/// Name of a TokenCache.
+pub fn name(index: usize) -> String {
+    format!("t{index}")
+}
+
+fn manifest(world: &World, name: &str) -> Value {
+    let text = |duration: Duration| format!("{}s", duration.as_secs());
+    let settings = json!({
+        "fetch": {"timeout": text(TIMEOUT), "oauth2": {"tokenUrl": world.url(name)}},
+        "refresh": {"renewBefore": text(RENEW_BEFORE)},
+        "retry": {"initialInterval": "500ms", "maxInterval": text(RETRY)},
+    });
+    token_cache(name, &world.server, settings)
+}
+
+/// Creates a TokenCache, however often it takes: the API server may be away.
+pub async fn create(world: &World, name: &str) {
+    insist(|| async {
+        match world.ns.try_create::<TokenCache>(manifest(world, name)).await {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => true,
+            created => created.is_ok(),
+        }
+    })
+    .await;
+}
+
+/// Asks again and again until it is done.
+async fn insist<F: Future<Output = bool>>(mut ask: impl FnMut() -> F) {
+    let mut pause = tokio::time::interval(Duration::from_millis(300));
+    loop {
+        pause.tick().await;
+        if tokio::time::timeout(Duration::from_secs(2), ask()).await.unwrap_or_default() {
+            return;
+        }
+    }
+}
+
+/// Does this to a TokenCache or its Secret. A request that the API server does not answer may have been carried out.
+pub async fn touch(world: &Arc<World>, index: usize, touch: Touch) {
+    let name = name(index);
+    let secrets: Api<Secret> = world.ns.api();
+    let caches: Api<TokenCache> = world.ns.api();
+    let params = PatchParams::default();
+    let touched = world.weather.begin(Scope::Touched(name.clone()));
+    let limit = Duration::from_secs(3);
+    let secret = |change: Value| {
+        let (secrets, name, params) = (secrets.clone(), name.clone(), params.clone());
+        async move {
+            let change = Patch::Merge(change);
+            let patch = secrets.patch(&name, &params, &change);
+            // It may be away just now, and so may the API server.
+            let _ = tokio::time::timeout(limit, patch).await;
+        }
+    };
+    let cache = |change: Value| {
+        let (caches, name, params) = (caches.clone(), name.clone(), params.clone());
+        async move {
+            let change = Patch::Merge(change);
+            let patch = caches.patch(&name, &params, &change);
+            let _ = tokio::time::timeout(limit, patch).await;
+        }
+    };
+    let stamp = format!("{:016x}", rand::random::<u64>());
+    match touch {
+        Touch::DeleteSecret => {
+            let _ = tokio::time::timeout(limit, secrets.delete(&name, &DeleteParams::default())).await;
+        }
+        Touch::EditData => secret(json!({"stringData": {"token": stamp}})).await,
+        Touch::EditExpiry => {
+            secret(json!({"metadata": {"annotations": {ANNOTATION_EXPIRES_AT: "2100-01-01T00:00:00Z"}}})).await;
+        }
+        Touch::EditLabel => secret(json!({"metadata": {"labels": {"example.com/touched": stamp}}})).await,
+        Touch::EditCache => cache(json!({"spec": {"fetch": {"oauth2": {"scopes": [stamp]}}}})).await,
+        Touch::Request => {
+            cache(json!({"metadata": {"annotations": {ANNOTATION_REFRESH_REQUESTED: stamp}}})).await;
+        }
+        Touch::Renew(away) => {
+            let gone = world.weather.begin(Scope::Gone(name.clone()));
+            insist(|| async {
+                let deleted = caches.delete(&name, &DeleteParams::default()).await;
+                deleted.is_ok() || matches!(deleted, Err(kube::Error::Api(status)) if status.code == 404)
+            })
+            .await;
+            tokio::time::sleep(away).await;
+            create(world, &name).await;
+            gone.end();
+        }
+    }
+    touched.end();
+}
