@@ -2,6 +2,10 @@
 
 use std::{process::ExitCode, time::Duration};
 
+/// With glibc's, a controller takes a fifth of its time to allocate, and keeps what a list of all objects took.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = tokencache::cli::Cli::read(std::env::args_os());
     let result =

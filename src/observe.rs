@@ -36,7 +36,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// # Errors
 /// Those of the call, and the timeout.
 pub async fn limited<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ApiError> {
-    match tokio::time::timeout(LIMIT, call).await {
+    // On the heap for as long as it goes on: all that may make a call would else be as large as the largest of them.
+    match tokio::time::timeout(LIMIT, Box::pin(call)).await {
         Ok(result) => Ok(result?),
         Err(_) => Err(ApiError::Timeout),
     }

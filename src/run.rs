@@ -156,9 +156,9 @@ impl Runner {
                 cache.metadata.uid.as_deref() == Some(&owner.uid) && cache.metadata.deletion_timestamp.is_none()
             };
             let seen_by_watch = watched.take();
-            let as_left = |watched: &&ObjectMeta| hold.is_uninterrupted() && self.is_as_left(key, shown, watched);
+            let as_left = round == 1 && hold.is_uninterrupted() && self.is_as_left(key, shown, seen_by_watch);
             let live_cache;
-            let cache = if seen_by_watch.filter(as_left).is_some() && current(shown) {
+            let cache = if as_left && current(shown) {
                 shown
             } else {
                 // Look again, live: who had the Lease before may have done all that was to do.
@@ -244,17 +244,24 @@ impl Runner {
         Ok(Ran::Busy { retry_in: RETRY_LOST, holder: String::new() })
     }
 
-    /// Whether a TokenCache and its Secret are shown by the watch as this process's last run left them. Where nobody has
-    /// held the Lease since, no other run can have been, and a live look would find nothing that a watch does not bring.
-    fn is_as_left(&self, key: &Key, shown: &TokenCache, watched: &ObjectMeta) -> bool {
-        let (written, runs) = self.notes.with(key, |note| {
+    /// Whether a TokenCache and its Secret are shown by the watch as this process's last run left them, or as one that
+    /// never ran. Where nobody has held the Lease since, no other run can have been, and a live look at the TokenCache
+    /// would find nothing that a watch does not bring.
+    fn is_as_left(&self, key: &Key, shown: &TokenCache, watched: Option<&ObjectMeta>) -> bool {
+        let (written, reported) = self.notes.with(key, |note| {
             let version = note.exact.as_ref().map(|(version, _)| version.clone());
             (version, note.reported.map(|(runs, _)| runs))
         });
-        written.is_some()
-            && written == watched.resource_version
-            && is_newest(shown, watched)
-            && runs == shown.status.as_ref().map(|status| status.runs)
+        let runs = shown.status.as_ref().map_or(0, |status| status.runs);
+        match watched {
+            None => written.is_none() && reported.unwrap_or(runs) == 0,
+            Some(watched) => {
+                written.is_some()
+                    && written == watched.resource_version
+                    && is_newest(shown, watched)
+                    && reported == Some(runs)
+            }
+        }
     }
 
     async fn write(

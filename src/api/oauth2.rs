@@ -99,11 +99,11 @@ pub struct OAuth2 {
 
     /// The assertion (RFC 7523) of the grant JwtBearer, of clientAuth PrivateKeyJwt, or of both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub assertion: Option<Assertion>,
+    pub assertion: Option<Box<Assertion>>,
 
     /// The token that is exchanged by the grant TokenExchange (RFC 8693 §2.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subject_token: Option<TokenSource>,
+    pub subject_token: Option<Box<TokenSource>>,
 
     /// Its type, a URI. Default urn:ietf:params:oauth:token-type:access_token; of a service account
     /// urn:ietf:params:oauth:token-type:jwt.
@@ -113,7 +113,7 @@ pub struct OAuth2 {
 
     /// The token of who acts for the subject (RFC 8693 §2.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub actor_token: Option<TokenSource>,
+    pub actor_token: Option<Box<TokenSource>>,
 
     /// Its type, a URI, with the same default as subjectTokenType.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -22,7 +22,7 @@ use crate::{
 /// How often a Lease that somebody else holds is looked at.
 const BUSY: Duration = Duration::from_secs(5);
 /// How long a first run may take before status says that it goes on.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// The same for one that waits for its place: of a crowd of new objects most do, and each report costs requests.
 const QUEUED: Duration = Duration::from_secs(30);
 
@@ -87,7 +87,8 @@ impl Context {
         for moment in moments {
             let report = async {
                 sleep_until(started + moment).await;
-                if let Err(error) = self.report_meanwhile(key).await {
+                // On the heap, so that who waits for a place takes little.
+                if let Err(error) = Box::pin(self.report_meanwhile(key)).await {
                     tracing::debug!(namespace = key.0, name = key.1, %error, "not reported during a run");
                 }
             };
@@ -122,8 +123,8 @@ impl Context {
             // Another replica may have been faster: it is looked at anew.
             return Ok(Ran::Cancelled);
         }
-        let run = Box::pin(self.runner.run(cache, metadata.as_deref(), cancel));
-        self.reporting(key, [fresh.then_some(PATIENCE), None], run).await
+        let run = self.runner.run(cache, metadata.as_deref(), cancel);
+        Box::pin(self.reporting(key, [fresh.then_some(PATIENCE), None], run)).await
     }
 
     /// Brings status in line with the time while a run goes on, and removes an expired Secret if it is to go.

@@ -58,8 +58,8 @@ impl Hold {
         Self { active, me, state, uninterrupted, lost, stop: stop.drop_guard(), renewal }
     }
 
-    /// Whether nobody has held the Lease since this process released it: it was taken by a PUT with the very
-    /// `resourceVersion` of that release.
+    /// Whether nobody has held the Lease since this process released it, by a PUT with the very `resourceVersion` of that
+    /// release, or at all, by a create.
     #[must_use]
     pub fn is_uninterrupted(&self) -> bool {
         self.uninterrupted

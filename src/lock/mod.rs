@@ -227,7 +227,7 @@ impl Locks {
                     return Err(LockError::NotOwned { namespace, name });
                 }
             };
-            let uninterrupted = sighting.as_ref().is_some_and(|sighting| sighting.released);
+            let uninterrupted = sighting.as_ref().is_none_or(|sighting| sighting.released);
             let sent = Instant::now();
             match write.await {
                 Ok(seen) => return Ok(Acquired::Hold(Hold::start(active, me, seen, sent, uninterrupted))),
@@ -333,7 +333,7 @@ impl Locks {
         owner: &Owner,
         call: impl Future<Output = Result<T, kube::Error>>,
     ) -> Result<T, LockError> {
-        match timeout(self.0.duration / 4, call).await {
+        match timeout(self.0.duration / 4, Box::pin(call)).await {
             Ok(result) => Ok(result?),
             Err(_) => Err(LockError::Timeout(format!("{}/{}", owner.namespace, owner.lease_name()))),
         }

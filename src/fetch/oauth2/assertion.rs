@@ -86,7 +86,7 @@ pub(super) fn sign_with_secret(
 
 fn claims(oauth2: &OAuth2, parties: &Parties<'_>, now: DateTime<Utc>) -> Map<String, Value> {
     let default = Assertion::default();
-    let assertion = oauth2.assertion.as_ref().unwrap_or(&default);
+    let assertion = oauth2.assertion.as_deref().unwrap_or(&default);
     let mut claims = if parties.claims { assertion.claims.clone() } else { Map::new() };
     let lifetime = i64::try_from(assertion.lifetime().as_std().as_secs()).unwrap_or_default();
     let begin = now.timestamp();

@@ -73,7 +73,7 @@ pub(super) fn references(oauth2: &OAuth2) -> impl Iterator<Item = Reference> {
 
 /// Checks what the CRD's rules cannot.
 pub(super) fn check(oauth2: &OAuth2) -> Result<(), Invalid> {
-    oauth2.assertion.as_ref().map_or(Ok(()), assertion::check)
+    oauth2.assertion.as_deref().map_or(Ok(()), assertion::check)
 }
 
 /// What is sent.
