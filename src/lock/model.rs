@@ -38,6 +38,16 @@ struct Lock {
     versioned_value: bool,
     /// Whether a holder looks for a valid value before it fetches one.
     looks_again: bool,
+    /// When a holder trusts in what it wrote itself instead.
+    trusts: Trust,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trust {
+    /// Where it has taken the Lease by the very version that its own release made.
+    Uninterrupted,
+    /// Whoever held the Lease since.
+    Blind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,7 +139,7 @@ impl Lock {
             }
         };
         let mut run = 0;
-        let mut version = 0;
+        let mut version = world.secret.version;
         if accepted && !matches!(write, Write::Value { .. }) {
             version = world.fresh_lease_version();
             run = if matches!(write, Write::Take { .. }) { world.fresh_run() } else { 0 };
@@ -147,9 +157,13 @@ impl Lock {
     fn learn(&self, world: &mut World, at: usize, write: Write, answer: Option<(u8, u8)>, age: u8) {
         let id = world.processes[at].id;
         match (write, answer) {
-            (Write::Take { .. }, Some((version, run))) => {
-                world.processes[at].sighting = Some((version, 0));
-                world.processes[at].phase = Phase::Holding { version, renewed: age, run, doing: Doing::Looking };
+            (Write::Take { seen }, Some((version, run))) => {
+                let process = &mut world.processes[at];
+                process.sighting = Some((version, 0));
+                let uninterrupted = seen.is_some() && (seen == process.released || self.trusts == Trust::Blind);
+                let trusted = process.wrote.filter(|_| uninterrupted);
+                let doing = trusted.map_or(Doing::Looking, |wrote| Doing::Trusting { wrote });
+                process.phase = Phase::Holding { version, renewed: age, run, doing };
                 if self.is_late(&world.processes[at]) {
                     world.drop_all(at);
                 }
@@ -179,8 +193,14 @@ impl Lock {
                     _ => {}
                 }
             }
-            (Write::Value { .. }, _) => world.release(at),
-            (Write::Free { .. }, _) => world.processes[at].phase = Phase::Idle,
+            (Write::Value { .. }, answer) => {
+                world.processes[at].wrote = answer.map(|(version, _)| version);
+                world.release(at);
+            }
+            (Write::Free { .. }, answer) => {
+                world.processes[at].released = answer.map(|(version, _)| version);
+                world.processes[at].phase = Phase::Idle;
+            }
         }
     }
 }
@@ -194,6 +214,8 @@ impl Model for Lock {
             id: Id { process: process as u8, life: 0, attempt: 0 },
             frozen: false,
             sighting: None,
+            released: None,
+            wrote: None,
             phase: Phase::Idle,
         });
         vec![World {
@@ -228,7 +250,9 @@ impl Model for Lock {
             }
             match process.phase {
                 Phase::Idle => actions.push(Action::Try(at)),
-                Phase::Holding { doing: Doing::Looking, .. } => actions.push(Action::LookAgain(at)),
+                Phase::Holding { doing: Doing::Looking | Doing::Trusting { .. }, .. } => {
+                    actions.push(Action::LookAgain(at));
+                }
                 Phase::Holding { doing: Doing::Fetching { .. }, .. } => actions.push(Action::FetchEnds(at)),
                 _ => {}
             }
@@ -278,7 +302,12 @@ impl Model for Lock {
                 self.attempt(&mut world, at).then_some(())?;
             }
             Action::LookAgain(at) => {
-                let (valid, found) = (world.secret.valid, world.secret.version);
+                let (valid, newest) = (world.secret.valid, world.secret.version);
+                let (valid, found) = match world.processes[at].phase {
+                    // A watch may be behind: by what it wrote, the value has expired long ago.
+                    Phase::Holding { doing: Doing::Trusting { wrote }, .. } => (valid && wrote == newest, wrote),
+                    _ => (valid, newest),
+                };
                 if valid && self.looks_again {
                     world.release(at);
                 } else if let Phase::Holding { doing, .. } = &mut world.processes[at].phase {
@@ -330,7 +359,7 @@ impl Model for Lock {
                 world.drop_all(at);
                 let process = &mut world.processes[at];
                 process.id = Id { life: process.id.life + 1, attempt: 0, ..process.id };
-                (process.frozen, process.sighting) = (false, None);
+                (process.frozen, process.sighting, process.released, process.wrote) = (false, None, None, None);
             }
             Action::Freeze(at) => {
                 world.left.pauses -= 1;

@@ -62,7 +62,7 @@ use self::{Sign::*, Story::*};
 const ROWS: &[(&str, &str, Story, Sign)] = &[
     ("tokencache.dev/tokencaches", "list", Create, Unready("may not list TokenCaches")),
     ("tokencache.dev/tokencaches", "watch", Create, Log("the watch of TokenCaches broke")),
-    ("tokencache.dev/tokencaches", "get", Create, Log("cannot get resource \\\"tokencaches\\\"")),
+    ("tokencache.dev/tokencaches", "get", Takeover, Log("cannot get resource \\\"tokencaches\\\"")),
     ("tokencache.dev/tokencaches", "patch", Retain, Log("cannot patch resource \\\"tokencaches\\\"")),
     ("tokencache.dev/tokencaches/status", "patch", Create, Log("cannot patch resource \\\"tokencaches/status\\\"")),
     ("tokencache.dev/tokencaches/finalizers", "update", Create, Log("cannot set blockOwnerDeletion")),

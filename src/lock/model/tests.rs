@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use stateright::{Checker as _, HasDiscoveries, Model as _};
 
-use super::{A_VALUE, Faults, Judge, Lock, NO_STALE_WRITE, NONE_IN_VAIN, ONE_AT_A_TIME, ONE_DURATION, THIRD, WHOLE};
+use super::{
+    A_VALUE, Faults, Judge, Lock, NO_STALE_WRITE, NONE_IN_VAIN, ONE_AT_A_TIME, ONE_DURATION, THIRD, Trust, WHOLE,
+};
 use crate::lock::judge::{Judgement, judge};
 
 const SOUND: Lock = Lock {
@@ -15,13 +17,14 @@ const SOUND: Lock = Lock {
     versioned: true,
     versioned_value: true,
     looks_again: true,
+    trusts: Trust::Uninterrupted,
 };
 
 #[test]
 fn the_lock_holds_in_every_order_of_events() {
     let none = Faults::NONE;
     for (contenders, faults) in [
-        (2, Faults { expiries: 1, ..none }),
+        (2, Faults { expiries: 2, ..none }),
         (3, none),
         (2, Faults { crashes: 1, ..none }),
         (2, Faults { pauses: 1, ..none }),
@@ -66,10 +69,16 @@ fn a_judge_that_errs_is_found_out() {
 #[test]
 fn a_protocol_that_leaves_a_step_out_is_found_out() {
     let (pauses, delays) = (Faults { pauses: 1, ..Faults::NONE }, Faults { delays: 1, ..Faults::NONE });
+    let expiries = Faults { expiries: 2, ..Faults::NONE };
     for (name, lock, expected) in [
         ("writes without a version", Lock { versioned: false, ..SOUND }, ONE_AT_A_TIME),
         ("writes a value without a version", Lock { versioned_value: false, faults: delays, ..SOUND }, NO_STALE_WRITE),
         ("does not look again", Lock { looks_again: false, ..SOUND }, NONE_IN_VAIN),
+        (
+            "trusts in what others may have changed",
+            Lock { trusts: Trust::Blind, faults: expiries, ..SOUND },
+            NONE_IN_VAIN,
+        ),
         ("never gives a hold up", Lock { deadline: WHOLE + 1, faults: pauses, ..SOUND }, ONE_AT_A_TIME),
     ] {
         let found = broken(lock);

@@ -62,6 +62,10 @@ pub(super) struct Process {
     pub(super) frozen: bool,
     /// The version of the Lease that it saw last, and for how long.
     pub(super) sighting: Option<(u8, u8)>,
+    /// The version of the Lease that its last release made, while that is the newest.
+    pub(super) released: Option<u8>,
+    /// The version of the Secret that its last run wrote.
+    pub(super) wrote: Option<u8>,
     pub(super) phase: Phase,
 }
 
@@ -83,7 +87,13 @@ pub(super) enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Doing {
     Looking,
-    Fetching { found: u8 },
+    /// Goes by what its last run wrote, since nobody has held the Lease since.
+    Trusting {
+        wrote: u8,
+    },
+    Fetching {
+        found: u8,
+    },
     Writing,
 }
 
@@ -194,6 +204,7 @@ impl World {
         let mut versions: Vec<&mut u8> = self.lease.iter_mut().map(|lease| &mut lease.version).collect();
         for process in &mut self.processes {
             versions.extend(process.sighting.as_mut().map(|(version, _)| version));
+            versions.extend(process.released.as_mut());
             if let Phase::Holding { version, .. } = &mut process.phase {
                 versions.push(version);
             }
@@ -216,13 +227,20 @@ impl World {
     fn secret_versions(&mut self) -> Vec<&mut u8> {
         let mut versions = vec![&mut self.secret.version];
         for process in &mut self.processes {
-            if let Phase::Holding { doing: Doing::Fetching { found }, .. } = &mut process.phase {
-                versions.push(found);
+            versions.extend(process.wrote.as_mut());
+            if let Phase::Holding {
+                doing: Doing::Fetching { found: known } | Doing::Trusting { wrote: known }, ..
+            } = &mut process.phase
+            {
+                versions.push(known);
             }
         }
         for request in &mut self.network {
             if let Write::Value { found, .. } = &mut request.write {
                 versions.push(found);
+                if let Progress::Done { version, .. } = &mut request.progress {
+                    versions.push(version);
+                }
             }
         }
         versions
@@ -270,6 +288,7 @@ impl World {
         for process in &mut self.processes {
             let looks = process.phase == Phase::Idle;
             process.sighting = process.sighting.filter(|(version, _)| looks && Some(*version) == lease);
+            process.released = process.released.filter(|version| Some(*version) == lease);
         }
         for request in &mut self.network {
             if request.progress == Progress::Orphan || matches!(request.write, Write::Value { .. } | Write::Free { .. })
