@@ -126,7 +126,8 @@ impl Clients {
             .referer(false)
             .user_agent(concat!("tokencache/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(Duration::from_secs(30))
+            // Before the server closes it, in many by default after 5 s, perhaps in the moment in which it is used again.
+            .pool_idle_timeout(Duration::from_secs(4))
             .pool_max_idle_per_host(4)
             // HTTP/2 would send `tls.serverName` as :authority, loses the type of TLS errors, and keeps a connection
             // that died silently for the next attempts, too. One request now and then gains nothing by it.

@@ -103,7 +103,9 @@ impl OidcProvider {
         let told: Value = serde_json::from_str(&line).expect("JSON");
         let issuer = told["issuer"].as_str().expect("an issuer").to_owned();
         let root = reqwest::Certificate::from_pem(authority.pem().as_bytes()).expect("a certificate");
-        let http = reqwest::Client::builder().no_proxy().tls_certs_only([root]).build().expect("a client");
+        // Node closes a connection that rests for 5 s, perhaps in the very moment in which it is used again.
+        let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).tls_certs_only([root]).build();
+        let http = http.expect("a client");
         let self_signed = (self_signed.pem(), self_signed_key.serialize_pem());
         Self { issuer, secret, authority, self_signed, http, _child: child }
     }
