@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use kube::client::{Body, ClientBuilder};
 use tokio::{
@@ -34,7 +34,7 @@ pub(super) struct Flags {
     #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     admin_address: SocketAddr,
     /// Where traces of the runs go: base URL of an OTLP collector over HTTP, such as http://collector:4318. Default: nowhere
-    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true, value_name = "URL")]
     otlp_endpoint: Option<String>,
     #[command(flatten)]
     runner: runner::Flags,
@@ -50,10 +50,9 @@ const LAST_MOMENT: Duration = Duration::from_secs(9);
 pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitCode> {
     let identity = flags.runner.identity()?;
     let traces = flags.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
-    let traces = traces.map(|endpoint| {
-        Traces::to(endpoint, identity.clone()).with_context(|| format!("--otlp-endpoint {endpoint} cannot be used"))
-    });
-    let traces = traces.transpose()?;
+    // Neither the URL nor what is said of it is told: it may hold a password.
+    let traces = traces.map(|endpoint| Traces::to(endpoint, identity.clone())).transpose();
+    let traces = traces.map_err(|_| anyhow!("--otlp-endpoint is no URL: write it like http://collector:4318"))?;
     start_log(flags.log_format, traces.as_ref())?;
     let config = cluster.config().await?;
     let server = config.cluster_url.clone();

@@ -177,7 +177,8 @@ impl Cluster {
 /// The libraries that see requests and answers are held at `info`: below it some of them print headers and bodies, and
 /// with these, credentials.
 fn start_log(format: LogFormat, traces: Option<&Traces>) -> anyhow::Result<()> {
-    const HELD: [&str; 8] = ["h2", "hyper", "hyper_util", "rustls", "reqwest", "tower", "kube_client", "axum"];
+    const HELD: [&str; 9] =
+        ["h2", "hyper", "hyper_util", "rustls", "reqwest", "tower", "kube_client", "axum", "opentelemetry"];
     let wanted = std::env::var("TOKENCACHE_LOG").unwrap_or_default();
     let of_held = |directive: &&str| HELD.iter().any(|library| directive.trim().starts_with(library));
     let wanted = wanted.split(',').filter(|directive| !of_held(directive)).collect::<Vec<_>>().join(",");
