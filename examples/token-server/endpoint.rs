@@ -18,18 +18,30 @@ use url::form_urlencoded;
 
 use super::{Behaviour, Echo, Expiry, Inside, State, token};
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// An error makes hyper drop the connection without an answer.
-type Answer = Result<Response<Body>, BoxError>;
+pub type Answer = Result<Response<Body>, BoxError>;
 type Form = BTreeMap<String, String>;
 
 /// The path of the program's one client, which has no name of its own.
 const DEFAULT_CACHE: &str = "token";
 
-#[derive(Clone)]
-pub struct Endpoint(pub Arc<State>);
+/// What answers requests.
+pub trait Respond: Send + Sync + 'static {
+    /// Answers one.
+    fn respond(self: Arc<Self>, request: Request<Body>) -> BoxFuture<'static, Answer>;
+}
 
-impl<B> tower::Service<Request<B>> for Endpoint
+/// A service of what answers requests.
+pub struct Endpoint<S>(pub Arc<S>);
+
+impl<S> Clone for Endpoint<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<B, S: Respond> tower::Service<Request<B>> for Endpoint<S>
 where
     B: HttpBody<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
@@ -43,8 +55,13 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let state = Arc::clone(&self.0);
-        Box::pin(async move { route(&state, request.map(Body::new)).await })
+        Arc::clone(&self.0).respond(request.map(Body::new))
+    }
+}
+
+impl Respond for State {
+    fn respond(self: Arc<Self>, request: Request<Body>) -> BoxFuture<'static, Answer> {
+        Box::pin(async move { route(&self, request).await })
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tower::make::Shared;
 
 #[path = "endpoint.rs"]
-mod endpoint;
+pub mod endpoint;
 #[path = "tls.rs"]
 mod tls;
 #[path = "token.rs"]

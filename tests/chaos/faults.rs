@@ -22,20 +22,8 @@ pub async fn happen(world: &Arc<World>, fault: Fault, caches: usize) {
         Fault::Terminate { slot } => world.terminate(slot).await,
         Fault::Clock { slot, off } => world.misset(slot, off).await,
         Fault::Server { illness, length } => sicken(world, illness, length, caches).await,
-        Fault::Restart { part, down } => {
-            let _turn = world.plane.lock().await;
-            let away = world.weather.begin(Scope::Plane);
-            plane::restart(part, down).await;
-            plane::recovered(world.ns.client()).await;
-            away.end();
-        }
-        Fault::FreezePlane { part, length } => {
-            let _turn = world.plane.lock().await;
-            let away = world.weather.begin(Scope::Plane);
-            plane::freeze(part, length).await;
-            plane::recovered(world.ns.client()).await;
-            away.end();
-        }
+        Fault::Restart { part, down } => without_plane(world, plane::restart(part, down)).await,
+        Fault::FreezePlane { part, length } => without_plane(world, plane::freeze(part, length)).await,
         Fault::Storm { slots, storm, length } => {
             let spells: Vec<_> = slots.iter().map(|slot| world.weather.begin(Scope::Way(*slot))).collect();
             slots.iter().for_each(|slot| world.ways[*slot].set(trouble(storm)));
@@ -45,6 +33,15 @@ pub async fn happen(world: &Arc<World>, fault: Fault, caches: usize) {
         }
         Fault::DropWatches { slot } => world.ways[slot].drop_watches(),
     }
+}
+
+/// Troubles the control plane, one trouble at a time, until it has recovered.
+async fn without_plane(world: &World, trouble: impl Future<Output = ()>) {
+    let _turn = world.plane.lock().await;
+    let away = world.weather.begin(Scope::Plane);
+    trouble.await;
+    plane::recovered(world.ns.client()).await;
+    away.end();
 }
 
 fn trouble(storm: Storm) -> Trouble {

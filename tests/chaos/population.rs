@@ -1,12 +1,13 @@
 //! The TokenCaches, and what others do to them.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams},
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokencache::api::{
     TokenCache,
@@ -19,6 +20,9 @@ use super::{
     world::{RENEW_BEFORE, RETRY, TIMEOUT, World},
 };
 use crate::support::manifests::token_cache;
+
+/// For how long a change waits for the API server, which may be away. One that it does not answer may have been made.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Name of a TokenCache.
 pub fn name(index: usize) -> String {
@@ -57,35 +61,26 @@ async fn insist<F: Future<Output = bool>>(mut ask: impl FnMut() -> F) {
     }
 }
 
-/// Does this to a TokenCache or its Secret. A request that the API server does not answer may have been carried out.
+/// Changes an object, if it and the API server are there just now.
+async fn patch<K>(objects: &Api<K>, name: &str, change: Value)
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let (params, change) = (PatchParams::default(), Patch::Merge(change));
+    let _ = tokio::time::timeout(PATIENCE, objects.patch(name, &params, &change)).await;
+}
+
+/// Does this to a TokenCache or its Secret.
 pub async fn touch(world: &Arc<World>, index: usize, touch: Touch) {
     let name = name(index);
     let secrets: Api<Secret> = world.ns.api();
     let caches: Api<TokenCache> = world.ns.api();
-    let params = PatchParams::default();
     let touched = world.weather.begin(Scope::Touched(name.clone()));
-    let limit = Duration::from_secs(3);
-    let secret = |change: Value| {
-        let (secrets, name, params) = (secrets.clone(), name.clone(), params.clone());
-        async move {
-            let change = Patch::Merge(change);
-            let patch = secrets.patch(&name, &params, &change);
-            // It may be away just now, and so may the API server.
-            let _ = tokio::time::timeout(limit, patch).await;
-        }
-    };
-    let cache = |change: Value| {
-        let (caches, name, params) = (caches.clone(), name.clone(), params.clone());
-        async move {
-            let change = Patch::Merge(change);
-            let patch = caches.patch(&name, &params, &change);
-            let _ = tokio::time::timeout(limit, patch).await;
-        }
-    };
+    let (secret, cache) = (|change| patch(&secrets, &name, change), |change| patch(&caches, &name, change));
     let stamp = format!("{:016x}", rand::random::<u64>());
     match touch {
         Touch::DeleteSecret => {
-            let _ = tokio::time::timeout(limit, secrets.delete(&name, &DeleteParams::default())).await;
+            let _ = tokio::time::timeout(PATIENCE, secrets.delete(&name, &DeleteParams::default())).await;
         }
         Touch::EditData => secret(json!({"stringData": {"token": stamp}})).await,
         Touch::EditExpiry => {

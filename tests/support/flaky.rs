@@ -6,11 +6,10 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use futures::{StreamExt as _, future::BoxFuture, stream};
 use http::{HeaderName, Method, Request, Response, StatusCode, header};
 use kube::{
@@ -23,14 +22,13 @@ use tempfile::NamedTempFile;
 use tokio::sync::watch;
 use tower::make::Shared;
 
-use super::{Namespace, in_background};
+use super::{
+    Namespace, in_background,
+    server::endpoint::{Answer, BoxError, Endpoint, Respond},
+};
 
 /// Headers that belong to one connection, or that the client sets itself.
 const OWN: [HeaderName; 4] = [header::HOST, header::CONNECTION, header::AUTHORIZATION, header::CONTENT_LENGTH];
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-/// An error makes hyper drop the connection without an answer.
-type Answer = Result<Response<Body>, BoxError>;
 
 /// What becomes of requests. Of a hundred, so many meet each fate; all others go well.
 #[derive(Clone, Debug)]
@@ -143,26 +141,10 @@ impl FlakyApi {
     }
 }
 
-#[derive(Clone)]
-struct Endpoint(Arc<State>);
-
-impl<B> tower::Service<Request<B>> for Endpoint
-where
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    type Response = Response<Body>;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Answer>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (state, request) = (self.0.clone(), request.map(Body::new));
+impl Respond for State {
+    fn respond(self: Arc<Self>, request: Request<Body>) -> BoxFuture<'static, Answer> {
         // As the API server does: what was sent is carried out, whatever becomes of who sent it.
-        Box::pin(async move { tokio::spawn(async move { state.pass(request).await }).await? })
+        Box::pin(async move { tokio::spawn(async move { self.pass(request).await }).await? })
     }
 }
 
