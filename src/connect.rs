@@ -1,0 +1,63 @@
+//! The connection to the API server.
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::legacy::{Builder, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Config,
+    client::{Body, ClientBuilder, ConfigExt as _, retry::RetryPolicy},
+};
+use rustls::crypto::CryptoProvider;
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt as _, retry::RetryLayer, util::BoxService};
+
+/// Sends requests to the API server, and gives its answers.
+pub type Connection = BoxService<Request<Body>, Response<Incoming>, BoxError>;
+
+/// A client as kube's own would be, but without Nagle's algorithm. With it, what is written on a connection may wait for
+/// the acknowledgment of what was written before, which the API server's host delays by up to 40 ms (RFC 9293 §3.7.4
+/// lets a program turn it off; `TCP_NODELAY`).
+///
+/// # Errors
+/// Where the settings cannot be used: certificates, credentials, or a proxy, which this client does not know.
+pub fn connect(config: Config) -> kube::Result<kube::Client> {
+    connect_through(config, &tower::layer::util::Identity::new())
+}
+
+/// The same, through a layer that sees all requests and answers.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_through<L, B>(config: Config, layer: &L) -> kube::Result<kube::Client>
+where
+    L: Layer<Connection>,
+    L::Service: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+    B: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    if let Some(proxy_url) = config.proxy_url {
+        return Err(kube::Error::ProxyProtocolUnsupported { proxy_url: Box::new(proxy_url) });
+    }
+    if CryptoProvider::get_default().is_none() {
+        // Another thread may have been faster.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    connector.set_reset_reader_on_write(config.reset_reader_on_write);
+    let connection = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(Builder::new(TokioExecutor::new()).build(connector));
+    Ok(ClientBuilder::new(connection.boxed(), config.default_namespace).with_layer(layer).build())
+}
