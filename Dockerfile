@@ -1,6 +1,7 @@
 # The image of tokencache: the binary, the libraries that it needs, a CA bundle and a user; no shell.
 #
-#   docker buildx build --platform linux/amd64,linux/arm64 --tag tokencache:0.1.0 .
+#   docker build --tag registry.example.com/tokencache:0.1.0 .
+#   docker buildx build --platform linux/amd64,linux/arm64 --tag registry.example.com/tokencache:0.1.0 --push .
 #
 # It is reproducible: the same sources and base image give the same files with the same times. Each platform is built
 # on itself (by an emulator where the builder is another one).
