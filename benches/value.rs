@@ -60,7 +60,7 @@ async fn main() {
     };
     let file = Kubeconfig::read_from(path).expect("a kubeconfig");
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.expect("a configuration");
-    let kube = kube::Client::try_from(config).expect("a client");
+    let kube = tokencache::client::connect(config).expect("a client");
     let crd = TokenCache::crd();
     let crds: Api<CustomResourceDefinition> = Api::all(kube.clone());
     if crds.get_opt(&crd.name_any()).await.expect("an answer").is_none() {

@@ -2,12 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::DeserializeGuard;
 use proptest::{prelude::*, sample::select};
 use serde_json::{Value, json};
 
 use crate::{
     api::{TokenCache, names, validate},
+    controller::{Kept, Sent},
     fetch::references,
     fuzz::{damaged, fuzz, texts},
     metrics::Standing,
@@ -66,8 +66,8 @@ fn any_object_from_the_watch_is_read_and_decided_upon() {
     assert!(published.len() > 5);
     let mut read = 0;
     fuzz(damaged(published), |object| {
-        let guarded = serde_json::from_value::<DeserializeGuard<TokenCache>>(object.clone());
-        if let Ok(DeserializeGuard(Ok(cache))) = guarded {
+        let sent = serde_json::from_value::<Sent>(object.clone());
+        if let Ok((_, Ok(cache))) = sent.map(Kept::of) {
             read += 1;
             tend(&cache, None);
         }

@@ -21,6 +21,8 @@ pub mod cli;
 pub mod client;
 #[cfg(feature = "controller")]
 pub mod cluster_time;
+#[cfg(feature = "client")]
+pub mod connect;
 #[cfg(feature = "controller")]
 pub mod controller;
 #[cfg(feature = "controller")]
@@ -55,6 +57,8 @@ pub mod run;
 pub mod sealed;
 #[cfg(feature = "controller")]
 pub mod secret;
+#[cfg(feature = "client")]
+pub mod slim;
 #[cfg(feature = "controller")]
 pub mod status;
 #[cfg(feature = "controller")]

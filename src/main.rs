@@ -2,10 +2,17 @@
 
 use std::{process::ExitCode, time::Duration};
 
+/// Threads that run tasks. Most of these wait; a thread for each core of a large node would only take memory.
+const WORKERS: usize = 2;
+
 fn main() -> ExitCode {
     let cli = tokencache::cli::Cli::read(std::env::args_os());
-    let result =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Into::into).and_then(|runtime| {
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .map_err(Into::into)
+        .and_then(|runtime| {
             let result = runtime.block_on(tokencache::cli::run(cli));
             // A look-up of a name that hangs must not keep the process from ending.
             runtime.shutdown_timeout(Duration::from_millis(500));

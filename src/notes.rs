@@ -16,19 +16,19 @@ use crate::{api::Invalid, secret::Lifetime};
 /// Namespace and name.
 pub type Key = (String, String);
 
-/// The notes on one TokenCache.
+/// The notes on one TokenCache. There are as many as there are TokenCaches, so what is rarely there is on the heap.
 #[derive(Clone, Debug, Default)]
 pub struct Note {
     /// UID of the TokenCache.
     pub uid: Option<String>,
     /// What is wrong with the spec of this generation.
-    pub checked: Option<(i64, Option<Invalid>)>,
+    pub checked: Option<(i64, Option<Box<Invalid>>)>,
     /// The exact lifetime of the value in the Secret of this `resourceVersion`.
     pub exact: Option<(String, Lifetime)>,
     /// The exact moment of the next attempt.
     pub retry: Option<DateTime<Utc>>,
     /// The Secret as this process wrote it, until the watch shows it.
-    pub ahead: Option<Ahead>,
+    pub ahead: Option<Box<Ahead>>,
     /// `status.runs` as this process wrote it, and when; an object with less has not come through the watch yet.
     pub reported: Option<(i64, Instant)>,
     /// The same, where that run failed for what its source had read.
@@ -36,7 +36,7 @@ pub struct Note {
     /// Whether the Secret of this `resourceVersion` was found as it had been written.
     pub verified: Option<(String, bool)>,
     /// Since when the Secret of this `resourceVersion` waits to be verified.
-    pub unverified: Option<(String, Instant)>,
+    pub unverified: Option<Box<(String, Instant)>>,
     /// `status.runs` when an object that stood in the way of the last run changed.
     pub unblocked: Option<i64>,
     /// When an object that it refers to changed last.
@@ -143,9 +143,9 @@ impl Note {
     }
 }
 
-/// The notes on all.
+/// The notes on all. A table has room for more than it holds, so each is on the heap.
 #[derive(Clone, Debug, Default)]
-pub struct Notes(Arc<Mutex<HashMap<Key, Note>>>);
+pub struct Notes(Arc<Mutex<HashMap<Key, Box<Note>>>>);
 
 impl Notes {
     /// Reads or changes the notes on one TokenCache.

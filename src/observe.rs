@@ -71,7 +71,7 @@ pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: 
     let next_retry_at = cache.status.as_ref().and_then(|status| status.next_retry_at);
     Observed {
         cache,
-        invalid: note.checked.as_ref().and_then(|(_, invalid)| invalid.as_ref()),
+        invalid: note.checked.as_ref().and_then(|(_, invalid)| invalid.as_deref()),
         secret: read(cache, metadata, verified),
         exact: note.exact.as_ref().filter(|(known, _)| Some(known) == version).map(|(_, lifetime)| *lifetime),
         exact_retry: note.retry.filter(|at| Some(ceil(*at)) == next_retry_at),
@@ -89,7 +89,7 @@ pub fn checked(notes: &Notes, key: &Key, cache: &TokenCache) -> Note {
             note.reset(cache.metadata.uid.clone());
         }
         if note.checked.as_ref().is_none_or(|(of, _)| *of != generation) {
-            note.checked = Some((generation, check(cache).err()));
+            note.checked = Some((generation, check(cache).err().map(Box::new)));
         }
         note.clone()
     })
@@ -132,16 +132,16 @@ pub fn note_written(
     notes: &Notes,
     key: &Key,
     found: Option<ObjectMeta>,
-    mut written: ObjectMeta,
+    written: ObjectMeta,
     lifetime: Lifetime,
 ) -> String {
-    written.managed_fields = None;
     let version = written.resource_version.clone().unwrap_or_default();
     notes.with(key, |note| {
         note.exact = Some((version.clone(), lifetime));
         note.verified = Some((version.clone(), true));
         let before = found.and_then(|found| found.resource_version);
-        note.ahead = Some(Ahead { metadata: Arc::new(written), before, since: Instant::now() });
+        let since = Instant::now();
+        note.ahead = Some(Box::new(Ahead { metadata: Arc::new(written), before, since }));
     });
     version
 }

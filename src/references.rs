@@ -13,34 +13,24 @@ use crate::{api::names::FIELD_MANAGER_ROTATION, fetch::Reference, notes::Key};
 #[derive(Clone, Debug, Default)]
 pub struct References(Arc<Mutex<Index>>);
 
-#[derive(Debug, Default)]
-struct Index {
-    of: HashMap<Key, Vec<Reference>>,
-    to: HashMap<(String, Reference), HashSet<String>>,
-}
+/// By namespace and what is referred to: the names of those that do.
+type Index = HashMap<(String, Reference), HashSet<String>>;
 
 impl References {
-    /// Replaces what a TokenCache refers to; nothing when it is gone.
-    pub fn set(&self, key: &Key, references: Vec<Reference>) {
-        let index = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (namespace, name) = key;
-        if index.of.get(key) == Some(&references) {
-            return;
-        }
-        for old in index.of.remove(key).unwrap_or_default() {
-            let at = (namespace.clone(), old);
-            if let Some(names) = index.to.get_mut(&at) {
+    /// Replaces what a TokenCache referred to by what it refers to now; nothing when it is new or gone.
+    pub fn replace(&self, (namespace, name): &Key, old: &[Reference], new: &[Reference]) {
+        let mut index = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for old in old {
+            let at = (namespace.clone(), old.clone());
+            if let Some(names) = index.get_mut(&at) {
                 names.remove(name);
                 if names.is_empty() {
-                    index.to.remove(&at);
+                    index.remove(&at);
                 }
             }
         }
-        for new in &references {
-            index.to.entry((namespace.clone(), new.clone())).or_default().insert(name.clone());
-        }
-        if !references.is_empty() {
-            index.of.insert(key.clone(), references);
+        for new in new {
+            index.entry((namespace.clone(), new.clone())).or_default().insert(name.clone());
         }
     }
 
@@ -48,7 +38,7 @@ impl References {
     #[must_use]
     pub fn to(&self, namespace: &str, reference: &Reference) -> Vec<String> {
         let index = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let names = index.to.get(&(namespace.to_owned(), reference.clone()));
+        let names = index.get(&(namespace.to_owned(), reference.clone()));
         names.map(|names| names.iter().cloned().collect()).unwrap_or_default()
     }
 }
@@ -93,12 +83,12 @@ mod tests {
         let secret = |name: &str| Reference { kind: ReferenceKind::Secret, name: name.into() };
         let references = References::default();
         let key = ("ns".to_owned(), "a".to_owned());
-        references.set(&key, vec![secret("x"), secret("y")]);
-        references.set(&key, vec![secret("y"), secret("z")]);
+        references.replace(&key, &[], &[secret("x"), secret("y")]);
+        references.replace(&key, &[secret("x"), secret("y")], &[secret("y"), secret("z")]);
         assert!(references.to("ns", &secret("x")).is_empty());
         assert_eq!(references.to("ns", &secret("y")), ["a"]);
         assert!(references.to("other", &secret("y")).is_empty());
-        references.set(&key, Vec::new());
+        references.replace(&key, &[secret("y"), secret("z")], &[]);
         assert!(references.to("ns", &secret("z")).is_empty());
     }
 }

@@ -9,6 +9,8 @@ use secrecy::{ExposeSecret, SecretSlice};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use zeroize::Zeroizing;
 
+use crate::slim;
+
 /// One value of a Secret: does not print, and is wiped when dropped.
 pub struct SecretBytes(SecretSlice<u8>);
 
@@ -62,7 +64,8 @@ impl<'de> Deserialize<'de> for SecretBytes {
 #[derive(Clone, Debug, Resource, Serialize, Deserialize)]
 #[resource(inherit = Secret)]
 pub struct SealedSecret {
-    /// Metadata.
+    /// Metadata; of what is read without `managedFields`.
+    #[serde(deserialize_with = "slim::metadata")]
     pub metadata: ObjectMeta,
     /// `type`, immutable once written.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]

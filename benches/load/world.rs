@@ -12,6 +12,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::{Value, json};
+use tokencache::client::connect;
 
 use crate::support::{
     Controller, Launch, Namespace,
@@ -137,5 +138,5 @@ pub fn name(number: usize) -> String {
 pub async fn client_of(ns: &Namespace) -> Client {
     let file = Kubeconfig::read_from(ns.account().await.kubeconfig()).expect("a kubeconfig");
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.expect("a configuration");
-    Client::try_from(config).expect("a client")
+    connect(config).expect("a client")
 }

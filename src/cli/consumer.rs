@@ -10,7 +10,6 @@ use clap::Args;
 use kube::{
     Api,
     api::{ListParams, PartialObjectMeta},
-    client::ClientBuilder,
 };
 
 use super::{Cluster, screen::Style};
@@ -18,6 +17,7 @@ use crate::{
     api::TokenCache,
     client::{Client, Error},
     cluster_time::ClusterTime,
+    connect::connect_through,
     time::Clock,
 };
 
@@ -43,7 +43,7 @@ impl Consumer {
         let config = cluster.config().await?;
         let namespace = namespace.namespace.unwrap_or_else(|| config.default_namespace.clone());
         let time = ClusterTime::default();
-        let (kube, clock) = (ClientBuilder::try_from(config)?.with_layer(&time).build(), time.clock());
+        let (kube, clock) = (connect_through(config, &time)?, time.clock());
         let client = Client::new(kube.clone(), namespace.clone()).with_timeout(timeout);
         Ok(Self { kube, namespace, client, clock })
     }

@@ -4,18 +4,19 @@ use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
-use kube::client::{Body, ClientBuilder};
+use kube::client::Body;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tower::util::MapRequestLayer;
+use tower::{ServiceBuilder, util::MapRequestLayer};
 
 use super::{Cluster, LogFormat, runner, start_log};
 use crate::{
     admin,
     cluster_time::ClusterTime,
+    connect::connect_through,
     controller::{self, Settings, Stop},
     metrics::Metrics,
     traces::Traces,
@@ -63,11 +64,8 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
         counted.request(&request);
         request
     });
-    let client = ClientBuilder::try_from(config)
-        .context("the cluster's settings cannot be used")?
-        .with_layer(&time)
-        .with_layer(&count)
-        .build();
+    let client = connect_through(config, &ServiceBuilder::new().layer(count).layer(time.clone()).into_inner())
+        .context("the cluster's settings cannot be used")?;
 
     let seen = time.clone();
     metrics.measure("clock_offset_seconds", "What is added to the node's clock, by the API server's", move || {

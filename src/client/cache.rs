@@ -4,12 +4,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::Resource;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{TokenCache, TokenCacheStatus};
+use crate::{
+    api::{TokenCache, TokenCacheStatus},
+    slim,
+};
 
 /// A TokenCache without the parts that say how its value is fetched.
 #[derive(Clone, Debug, Default, Resource, Serialize, Deserialize)]
 #[resource(inherit = TokenCache)]
 pub(crate) struct Cache {
+    #[serde(deserialize_with = "slim::metadata")]
     pub(crate) metadata: ObjectMeta,
     #[serde(default)]
     pub(crate) spec: Spec,

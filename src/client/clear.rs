@@ -22,7 +22,11 @@ impl Client {
     /// # Errors
     /// [`Error::NotFound`], [`Error::NotOwned`], [`Error::Forbidden`], [`Error::Api`].
     pub async fn clear(&self, name: &str) -> Result<Cleared, Error> {
-        let cache = self.limited(name, self.cache(name)).await?;
+        let get = async {
+            let found = self.api::<Cache>().get(name).await;
+            found.map_err(|error| self.call("get", "tokencaches", name, "clear").refused(error))
+        };
+        let cache = self.limited(name, get).await?;
         self.limited(name, self.clear_secret(&cache)).await
     }
 

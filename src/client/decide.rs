@@ -105,6 +105,12 @@ pub(super) fn asked(cache: &Cache, found: &Found) -> Asked {
     }
 }
 
+/// Whether a Secret that was not there, when it was read before the TokenCache, need not be read again: no run has
+/// ended in between.
+pub(super) fn still_absent(cache: &Cache, found: &Found) -> bool {
+    matches!(found, Found::Absent) && cache.status.secret_resource_version.is_none()
+}
+
 /// Why no run will be made, however often it is asked for.
 fn hindrance(cache: &Cache) -> Option<Error> {
     if cache.spec.suspend {
@@ -186,6 +192,11 @@ pub(super) fn conclude(
         (Wish::Valid(_), None) if again && found.value().is_none() => Outcome::Again,
         (_, None) => Outcome::Fail(Error::Expired { name: cache.name().to_owned() }),
     }
+}
+
+/// The failure of the only run since it was asked for: it has brought nothing, and the Secret need not be read.
+pub(super) fn failed(cache: &Cache, asked: &Asked) -> Option<Error> {
+    (cache.status.failures > 0 && cache.status.runs == asked.runs + 1).then(|| last_failure(cache))
 }
 
 fn last_failure(cache: &Cache) -> Error {

@@ -138,3 +138,26 @@ fn the_end_of_a_run_gives_its_value_or_its_reason() {
         assert!(outcome.starts_with(expected), "{outcome}, not {expected}: {wish:?} {status}");
     }
 }
+
+#[test]
+fn only_the_failure_of_the_one_run_since_is_told_without_a_look_at_the_secret() {
+    let asked = Asked { uid: Some("u".into()), runs: 4, before: None };
+    let bad =
+        |runs: i64| json!({"runs": runs, "failures": 1, "lastFailure": {"reason": "ServerError", "message": "503"}});
+    for (status, expected) in [(json!({"runs": 5, "failures": 0}), false), (bad(5), true), (bad(6), false)] {
+        assert_eq!(failed(&cache(json!({}), status.clone()), &asked).is_some(), expected, "{status}");
+    }
+}
+
+#[test]
+fn a_secret_that_was_not_there_is_not_there_where_status_knows_of_none() {
+    let own = found("12:00:00", "13:00:00");
+    for (status, found, expected) in [
+        (json!({}), &Found::Absent, true),
+        (json!({"secretResourceVersion": "7"}), &Found::Absent, false),
+        (json!({}), &Found::Foreign, false),
+        (json!({"secretResourceVersion": "7"}), &own, false),
+    ] {
+        assert_eq!(still_absent(&cache(json!({}), status.clone()), found), expected, "{status} {found:?}");
+    }
+}

@@ -4,16 +4,18 @@ use std::{pin::pin, sync::Arc};
 
 use futures::StreamExt as _;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{Cache, Client, Error};
 
-/// The TokenCache as the watch has it: nothing before the first list, and then whether it exists.
-type Seen = Option<Result<Option<Arc<Cache>>, Error>>;
+/// The TokenCache as the watch has it: nothing before the first list, and then whether it exists, and when that came.
+type Seen = Option<(Instant, Result<Option<Arc<Cache>>, Error>)>;
 
 /// Watches until it is dropped.
 #[derive(Debug)]
 pub(super) struct Follow {
+    /// All that it shows was read since.
+    pub(super) since: Instant,
     seen: watch::Receiver<Seen>,
     task: JoinHandle<()>,
 }
@@ -26,7 +28,7 @@ impl Drop for Follow {
 
 impl Follow {
     pub(super) fn start(client: Client, name: String) -> Self {
-        let (sender, seen) = watch::channel(None);
+        let ((sender, seen), since) = (watch::channel(None), Instant::now());
         let task = tokio::spawn(async move {
             let mut changes = pin!(watcher::watch_object(client.api::<Cache>(), &name).default_backoff());
             while let Some(change) = changes.next().await {
@@ -47,23 +49,23 @@ impl Follow {
                         continue;
                     }
                 };
-                sender.send_replace(Some(news));
+                sender.send_replace(Some((Instant::now(), news)));
             }
         });
-        Self { seen, task }
+        Self { since, seen, task }
     }
 
-    /// Waits until the TokenCache says something; nothing where it does not exist.
-    pub(super) async fn until<T>(&self, pick: impl Fn(Option<&Cache>) -> Option<T>) -> Result<T, Error> {
+    /// Waits until the TokenCache, or that there is none, says something, and tells when that came.
+    pub(super) async fn until<T>(&self, pick: impl Fn(Option<&Cache>) -> Option<T>) -> Result<(Instant, T), Error> {
         let mut seen = self.seen.clone();
         loop {
             match &*seen.borrow_and_update() {
-                Some(Ok(cache)) => {
+                Some((came, Ok(cache))) => {
                     if let Some(picked) = pick(cache.as_deref()) {
-                        return Ok(picked);
+                        return Ok((*came, picked));
                     }
                 }
-                Some(Err(error)) => return Err(error.clone()),
+                Some((_, Err(error))) => return Err(error.clone()),
                 None => {}
             }
             if seen.changed().await.is_err() {

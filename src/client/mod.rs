@@ -5,7 +5,8 @@
 //! use tokencache::client::{Client, Condition};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let client = Client::new(kube::Client::try_default().await?, "shop");
+//! let kube = tokencache::client::connect(kube::Config::infer().await?)?;
+//! let client = Client::new(kube, "shop");
 //!
 //! // The cached value, or, where it is missing or has expired, a new one.
 //! let value = client.fetch("orders-api").await?;
@@ -61,7 +62,7 @@ pub use self::{
 pub(crate) use self::{cache::Cache, error::Call};
 use self::{decide::Wish, fresh::Fresh, obtain::Shared};
 use crate::time::Clock;
-pub use crate::{api::ExpiresAt, sealed::SecretBytes};
+pub use crate::{api::ExpiresAt, connect::connect, sealed::SecretBytes};
 
 /// Reads, refreshes and clears the values of one namespace. Clones share their watches and requests.
 #[derive(Clone, Debug)]

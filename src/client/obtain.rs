@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use chrono::TimeDelta;
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{
     Cache, Client, Error, Value,
-    decide::{Answer, Ask, Asked, Outcome, Wish, answer, ask, asked, conclude},
+    decide::{Answer, Ask, Asked, Outcome, Wish, answer, ask, asked, conclude, failed, still_absent},
     follow::Follow,
     turn::Turn,
     value::Found,
@@ -53,27 +54,35 @@ impl Client {
     }
 
     async fn way(&self, name: &str, wish: &Wish, phase: &mut &'static str) -> Result<Arc<Value>, Error> {
-        let shared = self.shared(name);
+        let (shared, mut since) = (self.shared(name), Instant::now());
+        let mut read = None;
         if wish.is_conditional() {
-            let found = self.read_shared(&shared, name).await?;
+            let found = self.read_shared(&shared, since, name).await?;
             if let Some(value) = wish.met(&found, self.now()) {
                 return Ok(value);
             }
+            read = Some(found);
         }
         let follow = shared.follow(self, name);
         let mut round = 0;
         loop {
             round += 1;
             let turn = shared.turn(wish);
-            let asked = match turn.share(self.ask(name, wish)).await? {
+            let watch = Some(&*follow).filter(|follow| follow.since >= since);
+            let request = self.ask(name, wish, read.take(), watch);
+            let asked = match turn.share(Instant::now(), watch.map(|watch| watch.since), request).await? {
                 Asking::Given(value) => return Ok(value),
                 Asking::Asked(asked) => asked,
             };
             *phase = WAITING;
-            let cache = follow.until(|cache| Self::news(cache, &asked)).await??;
-            let Some(cache) = cache else { continue };
+            let (came, news) = follow.until(|cache| Self::news(cache, &asked)).await?;
+            since = came;
+            let Some(cache) = news? else { continue };
+            if let Some(error) = failed(&cache, &asked) {
+                return Err(error);
+            }
             *phase = READING;
-            let found = self.read_shared(&shared, name).await?;
+            let found = self.read_shared(&shared, came, name).await?;
             match conclude(wish, &cache, &asked, &found, round < ROUNDS, self.now()) {
                 Outcome::Give(value) => return Ok(value),
                 Outcome::Fail(error) => return Err(error),
@@ -95,12 +104,26 @@ impl Client {
     }
 
     /// Asks for a run, unless the value is there meanwhile or somebody has asked already.
-    async fn ask(&self, name: &str, wish: &Wish) -> Result<Asking, Error> {
+    ///
+    /// `read` is the Secret as it was read before; `watch` shows the TokenCache as it was since.
+    async fn ask(
+        &self,
+        name: &str,
+        wish: &Wish,
+        mut read: Option<Found>,
+        watch: Option<&Follow>,
+    ) -> Result<Asking, Error> {
+        let mut refused = None;
         loop {
-            // In this order: where nobody has written to the TokenCache since it was read, no run has ended since.
-            let cache = self.cache(name).await?;
-            self.learn_secret_name(&cache);
-            let found = self.read(name).await?;
+            let cache = self.newer(name, refused.as_ref(), watch).await?;
+            let renamed = self.learn_secret_name(&cache);
+            // The Secret is read after the TokenCache: where nobody has written to that since, no run has ended since.
+            // One that was not there before needs no other look, where status knows of none that came.
+            let known = read.take().filter(|found| !renamed && still_absent(&cache, found));
+            let found = match known {
+                Some(found) => found,
+                None => self.read(name).await?,
+            };
             if let Some(value) = wish.met(&found, self.now()) {
                 return Ok(Asking::Given(value));
             }
@@ -112,7 +135,20 @@ impl Client {
             if let Some(cache) = self.request(&cache, wish.is_conditional()).await? {
                 return Ok(Asking::Asked(asked(&cache, &found)));
             }
+            refused = Some(cache);
         }
+    }
+
+    /// The TokenCache as it is by now, and not as it was when a request at it was refused.
+    async fn newer(&self, name: &str, refused: Option<&Cache>, watch: Option<&Follow>) -> Result<Cache, Error> {
+        if let Some(watch) = watch {
+            let version = refused.and_then(|cache| cache.metadata.resource_version.as_ref());
+            let is_old = |cache: &Cache| version.is_some() && cache.metadata.resource_version.as_ref() == version;
+            let pick = |cache: Option<&Cache>| if cache.is_some_and(is_old) { None } else { Some(cache.cloned()) };
+            let (_, cache) = watch.until(pick).await?;
+            return cache.ok_or_else(|| self.not_found(name));
+        }
+        self.cache(name).await
     }
 
     /// Sets `status.refreshRequested`; nothing where the TokenCache has changed and that matters.
@@ -131,10 +167,16 @@ impl Client {
         }
     }
 
-    /// Reads a TokenCache live.
+    /// Reads a TokenCache live: by a list of one, since who may watch it may list it.
     pub(super) async fn cache(&self, name: &str) -> Result<Cache, Error> {
-        let cache = self.api::<Cache>().get(name).await;
-        cache.map_err(|error| self.call("get", "tokencaches", name, "fetch").refused(error))
+        let only = ListParams::default().fields(&format!("metadata.name={name}"));
+        let listed = self.api::<Cache>().list(&only).await;
+        let listed = listed.map_err(|error| self.call("list", "tokencaches", name, "fetch").refused(error))?;
+        listed.items.into_iter().next().ok_or_else(|| self.not_found(name))
+    }
+
+    fn not_found(&self, name: &str) -> Error {
+        Error::NotFound { namespace: self.0.namespace.clone(), name: name.to_owned() }
     }
 
     async fn read(&self, name: &str) -> Result<Found, Error> {
@@ -144,8 +186,9 @@ impl Client {
         Ok(Found::of(name, secret))
     }
 
-    async fn read_shared(&self, shared: &Shared, name: &str) -> Result<Found, Error> {
-        shared.read.share(self.read(name)).await
+    /// The Secret as it was since then.
+    async fn read_shared(&self, shared: &Shared, since: Instant, name: &str) -> Result<Found, Error> {
+        shared.read.share(since, None, self.read(name)).await
     }
 
     fn shared(&self, name: &str) -> Arc<Shared> {

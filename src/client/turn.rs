@@ -13,16 +13,16 @@ impl<T> Default for Turn<T> {
 }
 
 impl<T: Clone> Turn<T> {
-    /// The result of a request that is begun from now on, be it this one or another's.
-    pub(super) async fn share(&self, request: impl Future<Output = T>) -> T {
-        let arrived = Instant::now();
+    /// The result of a request that was begun since then, be it this one or another's. This one goes by what was known
+    /// at `known`, if that is given, as if it were begun then.
+    pub(super) async fn share(&self, since: Instant, known: Option<Instant>, request: impl Future<Output = T>) -> T {
         let mut last = self.0.lock().await;
         if let Some((begun, result)) = &*last
-            && *begun >= arrived
+            && *begun >= since
         {
             return result.clone();
         }
-        let begun = Instant::now();
+        let begun = known.unwrap_or_else(Instant::now);
         let result = request.await;
         *last = Some((begun, result.clone()));
         result
@@ -42,7 +42,7 @@ mod tests {
     async fn many_at_once_cost_two_requests_and_nobody_is_told_what_was_before_he_asked() {
         let (turn, begun, gate) = (Turn::default(), AtomicU32::new(0), Semaphore::new(0));
         let ask = || {
-            turn.share(async {
+            turn.share(Instant::now(), None, async {
                 let number = begun.fetch_add(1, SeqCst) + 1;
                 let _open = gate.acquire().await.unwrap();
                 number
@@ -59,5 +59,12 @@ mod tests {
         // What the first was told was so before these asked.
         assert_eq!(join_all(others).await, [2; 63]);
         assert_eq!(begun.load(SeqCst), 2);
+        // What is asked of an earlier time may have been told already.
+        let before = Instant::now();
+        assert_eq!(turn.share(before, None, async { 3 }).await, 3);
+        assert_eq!(turn.share(before, None, async { 4 }).await, 3);
+        // What goes by old knowledge is not for who came later.
+        assert_eq!(turn.share(Instant::now(), Some(before), async { 5 }).await, 5);
+        assert_eq!(turn.share(Instant::now(), None, async { 6 }).await, 6);
     }
 }

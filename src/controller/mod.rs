@@ -1,6 +1,7 @@
 //! The controller: waits for the CRD, watches, and tends each TokenCache until it is told to stop.
 
 mod finalize;
+mod kept;
 mod restarts;
 mod runs;
 mod secrets;
@@ -13,6 +14,9 @@ use std::time::Duration;
 use kube::{Api, Client, api::ListParams};
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
+
+#[cfg(test)]
+pub(crate) use kept::{Kept, Sent};
 
 use crate::{
     admin::Readiness,

@@ -114,8 +114,7 @@ impl Context {
             () = cancel.cancelled() => return Ok(Ran::Cancelled),
             place = self.limits.place(destination) => place,
         };
-        let Some(object) = self.caches.get(&at(key)) else { return Ok(Ran::NotNeeded) };
-        let Ok(cache) = &object.0 else { return Ok(Ran::NotNeeded) };
+        let Some(cache) = &self.shown(key) else { return Ok(Ran::NotNeeded) };
         let note = checked(&self.runner.notes, key, cache);
         let metadata = self.secret_metadata(key, cache, &note);
         let plan = decide(&observed(cache, metadata.as_deref(), &note), self.runner.clock.now());
@@ -127,10 +126,14 @@ impl Context {
         Box::pin(self.reporting(key, [fresh.then_some(PATIENCE), None], run)).await
     }
 
+    /// The TokenCache as the watch shows it, if it can be read.
+    fn shown(&self, key: &Key) -> Option<TokenCache> {
+        self.caches.get(&at(key))?.read().ok()
+    }
+
     /// Brings status in line with the time while a run goes on, and removes an expired Secret if it is to go.
     async fn report_meanwhile(&self, key: &Key) -> Result<(), ApiError> {
-        let Some(object) = self.caches.get(&at(key)) else { return Ok(()) };
-        let Ok(cache) = &object.0 else { return Ok(()) };
+        let Some(cache) = &self.shown(key) else { return Ok(()) };
         let note = checked(&self.runner.notes, key, cache);
         let metadata = self.secret_metadata(key, cache, &note);
         let mut seen = observed(cache, metadata.as_deref(), &note);

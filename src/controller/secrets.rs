@@ -7,7 +7,7 @@ use std::{
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::runtime::watcher::Event;
+use kube::{Resource as _, runtime::watcher::Event};
 
 use super::watch::{SecretMeta, key};
 use crate::notes::Key;
@@ -31,8 +31,8 @@ impl Secrets {
     /// Follows an event.
     pub(super) fn apply(&self, event: &Event<SecretMeta>) {
         match event {
-            Event::Apply(secret) => drop(self.lock().known.insert(key(secret), text(&secret.metadata))),
-            Event::InitApply(secret) => drop(self.lock().listed.insert(key(secret), text(&secret.metadata))),
+            Event::Apply(secret) => drop(self.lock().known.insert(key(secret), text(secret.meta()))),
+            Event::InitApply(secret) => drop(self.lock().listed.insert(key(secret), text(secret.meta()))),
             Event::Delete(secret) => drop(self.lock().known.remove(&key(secret))),
             Event::Init => self.lock().listed = HashMap::new(),
             Event::InitDone => {
@@ -69,7 +69,7 @@ mod tests {
         let secrets = Secrets::default();
         let version = |name: &str| {
             let metadata = secrets.get(&("ns".to_owned(), name.to_owned()))?;
-            assert_eq!(metadata.annotations, secret(name, "").metadata.annotations);
+            assert_eq!(metadata.annotations, secret(name, "").meta().annotations);
             metadata.resource_version
         };
         secrets.apply(&Event::Apply(secret("a", "1")));

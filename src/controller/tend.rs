@@ -17,12 +17,7 @@ use kube::runtime::{
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    Stop,
-    finalize::finalize,
-    secrets::Secrets,
-    watch::{Guarded, key},
-};
+use super::{Stop, finalize::finalize, kept::Kept, secrets::Secrets, watch::key};
 use crate::{
     api::TokenCache,
     limits::Limits,
@@ -69,7 +64,7 @@ pub(super) struct Context {
     pub(super) limits: Limits,
     pub(super) peers: Peers,
     pub(super) stop: Stop,
-    pub(super) caches: Store<Guarded>,
+    pub(super) caches: Store<Kept>,
     pub(super) secrets: Secrets,
     /// Told when the Secrets have been listed once.
     pub(super) secrets_synced: CancellationToken,
@@ -77,7 +72,7 @@ pub(super) struct Context {
     /// all that it waits for whenever one of them moves.
     pub(super) runs: TaskTracker,
     /// Told of each TokenCache whose run has ended.
-    pub(super) ended: mpsc::UnboundedSender<ObjectRef<Guarded>>,
+    pub(super) ended: mpsc::UnboundedSender<ObjectRef<Kept>>,
 }
 
 /// What became of a look at a TokenCache.
@@ -98,7 +93,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 pub(super) const RECHECK: Duration = Duration::from_secs(10);
 
 /// Looks after one TokenCache. Errors are dealt with inside, since the backoff after them needs their number.
-pub(super) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Infallible> {
+pub(super) async fn reconcile(object: Arc<Kept>, context: Arc<Context>) -> Result<Action, Infallible> {
     let key = key(&*object);
     // A panic would end the watch of all.
     let tended = AssertUnwindSafe(context.tend(&object, &key)).catch_unwind().await.unwrap_or_else(|_| {
@@ -137,16 +132,16 @@ impl Context {
         }
     }
 
-    async fn tend(self: &Arc<Self>, object: &Guarded, key: &Key) -> Result<Look, RunError> {
+    async fn tend(self: &Arc<Self>, object: &Kept, key: &Key) -> Result<Look, RunError> {
         match self.runner.notes.with(key, Note::look) {
             Turn::Now => {}
             Turn::AfterRun => return Ok(Look::Running),
             Turn::In(wait) => return Ok(Look::Done(Some(wait))),
         }
-        let cache = match &object.0 {
+        let cache = &match object.read() {
             Ok(cache) => cache,
-            Err(undecodable) => {
-                return Ok(Look::Done(self.report_undecodable(key, object, &undecodable.error).await?));
+            Err(complaint) => {
+                return Ok(Look::Done(self.report_undecodable(key, object.all_metadata(), &complaint).await?));
             }
         };
         // Before the first list of the Secrets has come, every Secret would seem absent.
@@ -242,13 +237,11 @@ impl Context {
             return Ok(None);
         }
         let version = stored.resource_version;
-        let since = match &note.unverified {
-            Some((waiting, since)) if *waiting == version => *since,
-            _ => Instant::now(),
-        };
+        let waiting = note.unverified.as_deref().filter(|(waiting, _)| *waiting == version);
+        let since = waiting.map_or_else(Instant::now, |(_, since)| *since);
         let waited = since.elapsed();
         if waited < SETTLE {
-            self.runner.notes.with(key, |note| note.unverified = Some((version, since)));
+            self.runner.notes.with(key, |note| note.unverified = Some(Box::new((version, since))));
             return Ok(Some(SETTLE - waited));
         }
         let verified = verify(&self.runner.client, &key.0, cache.secret_name()).await?;
@@ -316,7 +309,7 @@ impl Context {
     }
 }
 
-pub(super) fn at((namespace, name): &Key) -> ObjectRef<Guarded> {
+pub(super) fn at((namespace, name): &Key) -> ObjectRef<Kept> {
     ObjectRef::new(name).within(namespace)
 }
 

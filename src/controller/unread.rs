@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
-    Api, Client, Resource as _,
-    api::{ApiResource, DynamicObject, Patch, PatchParams},
+    Api, Client,
+    api::{ApiResource, DynamicObject, PartialObjectMetaExt as _, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 
-use super::{finalize::set, tend::Context, watch::Guarded};
+use super::{finalize::set, tend::Context};
 use crate::{
     api::{TokenCache, names::FINALIZER},
     notes::Key,
@@ -24,11 +25,11 @@ impl Context {
     pub(super) async fn report_undecodable(
         &self,
         key: &Key,
-        object: &Guarded,
+        metadata: ObjectMeta,
         complaint: &str,
     ) -> Result<Option<Duration>, ApiError> {
-        if object.meta().deletion_timestamp.is_some() {
-            if object.meta().finalizers.iter().flatten().any(|name| name == FINALIZER) {
+        if metadata.deletion_timestamp.is_some() {
+            if metadata.finalizers.iter().flatten().any(|name| name == FINALIZER) {
                 finalize(&self.runner.client, &limited(self.unread(key).get(&key.1)).await?).await?;
             }
             return Ok(None);
@@ -39,7 +40,7 @@ impl Context {
             return Ok(None);
         }
         tracing::warn!(namespace = key.0, name = key.1, complaint, "undecodable");
-        match self.write_complaint(key, object, &complaint).await {
+        match self.write_complaint(key, metadata, &complaint).await {
             Err(error) if !matches!(error.code(), Some(404 | 409)) => {
                 self.runner.notes.with(key, |note| note.undecodable = None);
                 Err(error)
@@ -54,7 +55,7 @@ impl Context {
         Api::namespaced_with(self.runner.client.clone(), &key.0, &resource)
     }
 
-    async fn write_complaint(&self, key: &Key, object: &Guarded, complaint: &str) -> Result<(), ApiError> {
+    async fn write_complaint(&self, key: &Key, metadata: ObjectMeta, complaint: &str) -> Result<(), ApiError> {
         let api = self.unread(key);
         let found = limited(api.get(&key.1)).await?;
         let told = found.data.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
@@ -65,7 +66,7 @@ impl Context {
         let condition = |type_: &str, status: &str| {
             json!({
                 "type": type_, "status": status, "reason": Reason::InvalidSpec.as_str(), "message": complaint,
-                "lastTransitionTime": now, "observedGeneration": object.meta().generation,
+                "lastTransitionTime": now, "observedGeneration": metadata.generation,
             })
         };
         let patch = json!({
@@ -73,7 +74,8 @@ impl Context {
             "status": { "conditions": [condition(READY, "False"), condition(STALLED, "True")] },
         });
         limited(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch))).await?;
-        self.runner.events.publish(object, Reason::InvalidSpec, complaint).await;
+        let object = metadata.into_response_partial::<TokenCache>();
+        self.runner.events.publish(&object, Reason::InvalidSpec, complaint).await;
         Ok(())
     }
 }

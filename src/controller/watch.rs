@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use kube::{
     Api, Resource, ResourceExt as _,
-    core::{DeserializeGuard, PartialObjectMeta},
     runtime::{
         Controller, WatchStreamExt as _, controller,
         reflector::{self, ObjectRef, Store},
@@ -18,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Stop,
+    kept::{Kept, Sent},
     secrets::Secrets,
     tend::{Context, Peers, reconcile},
 };
@@ -25,22 +25,20 @@ use crate::{
     admin::Readiness,
     api::{
         TokenCache,
-        names::{ANNOTATION_REFRESH_REQUESTED, LABEL_MANAGED, LABEL_SOURCE},
+        names::{LABEL_MANAGED, LABEL_SOURCE},
     },
     fetch::{Reference, ReferenceKind, references},
     limits::Limits,
     lock::Locks,
-    metrics::Standing,
     notes::{Key, Notes},
     reason::Reason,
     references::{References, is_rotation},
     run::{Runner, owner},
+    slim::MetadataOnly,
 };
 
-/// A TokenCache, or the complaint about one that cannot be decoded: one bad object does not end the watch.
-pub(super) type Guarded = DeserializeGuard<TokenCache>;
 /// A Secret's metadata.
-pub(super) type SecretMeta = PartialObjectMeta<Secret>;
+pub(super) type SecretMeta = MetadataOnly<Secret>;
 
 /// Looks at TokenCaches at once. None waits for a run; the most wait for nothing at all, and each takes memory.
 const LOOKS: u16 = 128;
@@ -75,10 +73,10 @@ impl Start {
         // Not by `Store::wait_until_ready`: of several that wait so, kube wakes only one.
         let (caches_synced, secrets_synced) = (CancellationToken::new(), CancellationToken::new());
 
-        let (caches, caches_writer) = reflector::store::<Guarded>();
+        let (caches, caches_writer) = reflector::store::<Kept>();
         let known = caches.clone();
         self.runner.metrics.tell_of(move || {
-            known.state().iter().filter_map(|object| object.0.as_ref().ok()).map(Standing::of).collect()
+            known.state().iter().filter_map(|object| Some((key(&**object), object.standing?))).collect()
         });
         let watched_caches = {
             let books = Books {
@@ -89,10 +87,9 @@ impl Start {
                 peers: self.peers.clone(),
                 locks: self.runner.locks.clone(),
             };
-            kube::runtime::watcher(self.api::<Guarded>(), watcher::Config::default())
+            kube::runtime::watcher(self.api::<Sent>(), watcher::Config::default())
                 .default_backoff()
-                .modify(slim)
-                .inspect_ok(move |event| books.keep(event))
+                .map_ok(move |event| books.keep(event))
                 .inspect_err(log_watch("TokenCaches", &self.readiness))
                 .reflect(caches_writer)
                 .inspect_ok(tell_synced(&caches_synced))
@@ -101,55 +98,60 @@ impl Start {
 
         // A Secret that vanished while the watch was broken is told by no event, so after each list all are looked at.
         let (listed, after_list) = futures::channel::mpsc::unbounded();
+        // One that is looked after may be the source of another TokenCache.
+        let sources = Sources { caches: caches.clone(), notes: notes.clone(), index };
+        let (unblocked, after_change) = futures::channel::mpsc::unbounded();
         let secrets = Secrets::default();
         let managed = watcher::Config::default().labels(&format!("{LABEL_MANAGED}=true"));
         let watched_secrets = {
-            let (notes, secrets) = (notes.clone(), secrets.clone());
+            let (notes, secrets, sources) = (notes.clone(), secrets.clone(), sources.clone());
             kube::runtime::watcher(self.api::<SecretMeta>(), managed)
                 .default_backoff()
-                .modify(|secret| secret.metadata.managed_fields = None)
+                .inspect_ok(move |event| {
+                    let (Event::Apply(secret) | Event::InitApply(secret)) = event else { return };
+                    for at in sources.changed(ReferenceKind::Secret, secret) {
+                        // Nobody listens any more only when the controller has ended.
+                        let _ = unblocked.unbounded_send(at);
+                    }
+                })
+                .modify(|secret| secret.meta_mut().managed_fields = None)
                 .inspect_ok(move |event| secret_event(event, &notes))
                 .inspect_err(log_watch("Secrets", &self.readiness))
                 .inspect_ok(move |event| secrets.apply(event))
                 .inspect_ok(tell_synced(&secrets_synced))
                 .inspect_ok(move |event| {
                     if matches!(event, Event::InitDone) {
-                        // Nobody listens any more only when the controller has ended.
                         let _ = listed.unbounded_send(());
                     }
                 })
-                .touched_objects()
+                // After a list all are looked at, whatever it brought.
+                .try_filter_map(|event| match event {
+                    Event::Apply(secret) | Event::Delete(secret) => future::ok(Some(secret)),
+                    Event::Init | Event::InitApply(_) | Event::InitDone => future::ok(None),
+                })
         };
 
-        let source = if self.require_source_label {
-            watcher::Config::default().labels(&format!("{LABEL_SOURCE}=true"))
-        } else {
-            watcher::Config::default()
-        };
-        let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), source.clone())
+        let source = if self.require_source_label { format!("{LABEL_SOURCE}=true") } else { String::new() };
+        let others = [source.as_str(), &format!("{LABEL_MANAGED}!=true")].join(",");
+        let source = watcher::Config { label_selector: Some(source), ..watcher::Config::default() };
+        let others = watcher::Config::default().labels(others.trim_start_matches(','));
+        let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), others)
             .default_backoff()
             .inspect_err(log_watch("source Secrets", &self.readiness))
             .applied_objects();
-        let config_maps =
-            kube::runtime::watcher(self.api::<PartialObjectMeta<ConfigMap>>(), watcher::Config::default())
-                .default_backoff()
-                .inspect_err(log_watch("ConfigMaps", &self.readiness))
-                .applied_objects();
-        let accounts = kube::runtime::watcher(self.api::<PartialObjectMeta<ServiceAccount>>(), source)
+        let config_maps = kube::runtime::watcher(self.api::<MetadataOnly<ConfigMap>>(), watcher::Config::default())
+            .default_backoff()
+            .inspect_err(log_watch("ConfigMaps", &self.readiness))
+            .applied_objects();
+        let accounts = kube::runtime::watcher(self.api::<MetadataOnly<ServiceAccount>>(), source)
             .default_backoff()
             .inspect_err(log_watch("source ServiceAccounts", &self.readiness))
             .applied_objects();
-        let unblocked = stream::select_all([
-            changed(source_secrets, ReferenceKind::Secret).boxed(),
-            changed(config_maps, ReferenceKind::ConfigMap).boxed(),
-            changed(accounts, ReferenceKind::ServiceAccount).boxed(),
+        let after_others_change = stream::select_all([
+            sources.clone().changes(source_secrets, ReferenceKind::Secret).boxed(),
+            sources.clone().changes(config_maps, ReferenceKind::ConfigMap).boxed(),
+            sources.changes(accounts, ReferenceKind::ServiceAccount).boxed(),
         ]);
-        let unblocked = {
-            let (caches, notes) = (caches.clone(), notes.clone());
-            unblocked.flat_map(move |(namespace, reference)| {
-                stream::iter(unblock(&caches, &notes, &index, &namespace, &reference))
-            })
-        };
 
         let runs = TaskTracker::new();
         let (ended, after_runs) = futures::channel::mpsc::unbounded();
@@ -172,7 +174,8 @@ impl Start {
         Controller::for_stream(watched_caches, context.caches.clone())
             .with_config(controller::Config::default().concurrency(LOOKS))
             .watches_stream(watched_secrets, move |secret| concerned(&secret, &targets))
-            .reconcile_on(unblocked)
+            .reconcile_on(after_change)
+            .reconcile_on(after_others_change)
             .reconcile_on(after_runs)
             .reconcile_all_on(after_list)
             .graceful_shutdown_on(self.stop.begin.clone().cancelled_owned())
@@ -199,20 +202,6 @@ fn tell_synced<K>(synced: &CancellationToken) -> impl FnMut(&Event<K>) + use<K> 
     }
 }
 
-/// Drops what is not needed before an object is kept.
-fn slim(object: &mut Guarded) {
-    let metadata = object.meta_mut();
-    metadata.managed_fields = None;
-    if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|key, _| key == ANNOTATION_REFRESH_REQUESTED);
-    }
-    metadata.annotations.take_if(|annotations| annotations.is_empty());
-    // A list that was read has room for several; there is one condition.
-    if let Ok(TokenCache { status: Some(status), .. }) = &mut object.0 {
-        status.conditions.shrink_to_fit();
-    }
-}
-
 pub(super) fn key(object: &impl Resource) -> Key {
     let metadata = object.meta();
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
@@ -220,7 +209,7 @@ pub(super) fn key(object: &impl Resource) -> Key {
 
 /// What is kept in step with the TokenCaches as the watch brings them.
 struct Books {
-    known: Store<Guarded>,
+    known: Store<Kept>,
     references: References,
     targets: References,
     notes: Notes,
@@ -229,44 +218,59 @@ struct Books {
 }
 
 impl Books {
-    /// Follows an event; ends runs that are not wanted any more, and learns who else is at work.
-    fn keep(&self, event: &Event<Guarded>) {
+    /// Follows an event, and gives what is kept of it.
+    fn keep(&self, event: Event<Sent>) -> Event<Kept> {
         match event {
-            Event::Apply(object) | Event::InitApply(object) => {
-                let key = key(object);
-                let Ok(cache) = &object.0 else { return };
-                self.references.set(&key, references(&cache.spec));
-                // The most are named like their TokenCache, and need no entry.
-                let other = Some(cache.secret_name()).filter(|name| *name != key.1);
-                self.targets.set(&key, other.map(secret_named).into_iter().collect());
-                if cache.spec.suspend || cache.metadata.deletion_timestamp.is_some() {
-                    self.notes.cancel(&key);
-                }
-                // Only a run that has just ended tells of a replica that is at work.
-                if matches!(event, Event::Apply(_))
-                    && let Some(status) = &cache.status
-                    && let Some(replica) = &status.last_run_by
-                    && self.known.get(&ObjectRef::from_obj(object)).is_some_and(|known| runs(&known) < status.runs)
-                {
-                    self.peers.saw(replica, Instant::now());
-                }
-            }
-            Event::Delete(object) => {
-                let key = key(object);
-                self.references.set(&key, Vec::new());
-                self.targets.set(&key, Vec::new());
-                self.notes.forget(&key);
-                if let Ok(cache) = &object.0 {
-                    self.locks.forget(&owner(cache));
-                }
-            }
-            Event::Init | Event::InitDone => {}
+            Event::Apply(sent) => Event::Apply(self.applied(sent, true)),
+            Event::InitApply(sent) => Event::InitApply(self.applied(sent, false)),
+            Event::Delete(sent) => Event::Delete(self.deleted(sent)),
+            Event::Init => Event::Init,
+            Event::InitDone => Event::InitDone,
         }
     }
-}
 
-fn runs(object: &Guarded) -> i64 {
-    object.0.as_ref().ok().and_then(|cache| cache.status.as_ref()).map_or(0, |status| status.runs)
+    /// Ends a run that is not wanted any more, and learns by news who else is at work.
+    fn applied(&self, sent: Sent, news: bool) -> Kept {
+        let (kept, read) = Kept::of(sent);
+        let (key, known) = (key(&kept), self.known.get(&ObjectRef::from_obj(&kept)));
+        if known.as_ref().is_none_or(|known| known.spec != kept.spec) {
+            self.refer(&key, known.as_deref(), read.as_ref().ok());
+        }
+        let Ok(cache) = read else { return kept };
+        if cache.spec.suspend || cache.metadata.deletion_timestamp.is_some() {
+            self.notes.cancel(&key);
+        }
+        // Only a run that has just ended tells of a replica that is at work.
+        if news
+            && let Some(replica) = cache.status.and_then(|status| status.last_run_by)
+            && known.is_some_and(|known| known.runs < kept.runs)
+        {
+            self.peers.saw(&replica, Instant::now());
+        }
+        kept
+    }
+
+    fn deleted(&self, sent: Sent) -> Kept {
+        let (kept, read) = Kept::of(sent);
+        let key = key(&kept);
+        self.refer(&key, self.known.get(&ObjectRef::from_obj(&kept)).as_deref(), None);
+        self.notes.forget(&key);
+        if let Ok(cache) = read {
+            self.locks.forget(&owner(&cache));
+        }
+        kept
+    }
+
+    /// Keeps in mind what a TokenCache refers to, and no more what it referred to.
+    fn refer(&self, key: &Key, old: Option<&Kept>, new: Option<&TokenCache>) {
+        let old = old.and_then(|old| old.read().ok());
+        let of = |cache: Option<&TokenCache>| cache.map(|cache| references(&cache.spec)).unwrap_or_default();
+        self.references.replace(key, &of(old.as_ref()), &of(new));
+        // The most are named like their TokenCache, and need no entry.
+        let other = |cache: &TokenCache| Some(cache.secret_name()).filter(|name| *name != key.1).map(secret_named);
+        let target = |cache: Option<&TokenCache>| cache.and_then(other).into_iter().collect::<Vec<_>>();
+        self.targets.replace(key, &target(old.as_ref()), &target(new));
+    }
 }
 
 fn secret_named(name: &str) -> Reference {
@@ -275,7 +279,7 @@ fn secret_named(name: &str) -> Reference {
 
 /// The TokenCaches that a Secret concerns: its owner, and those that would write it if it were not somebody else's. One
 /// of the Secret's own name may not exist; kube's controller passes over it.
-fn concerned(secret: &SecretMeta, targets: &References) -> Vec<ObjectRef<Guarded>> {
+fn concerned(secret: &SecretMeta, targets: &References) -> Vec<ObjectRef<Kept>> {
     let namespace = secret.namespace().unwrap_or_default();
     let mut names = targets.to(&namespace, &secret_named(&secret.name_any()));
     names.extend(owner_of(secret));
@@ -287,55 +291,63 @@ fn concerned(secret: &SecretMeta, targets: &References) -> Vec<ObjectRef<Guarded
 
 /// The name of the TokenCache that owns a Secret.
 fn owner_of(secret: &SecretMeta) -> Option<String> {
-    let owner = secret.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    let owner = secret.owner_references().iter().find(|owner| owner.controller == Some(true))?;
     (owner.kind == "TokenCache").then(|| owner.name.clone())
 }
 
 fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
     let (object, version) = match event {
-        Event::Apply(object) | Event::InitApply(object) => (object, object.metadata.resource_version.as_deref()),
+        Event::Apply(object) | Event::InitApply(object) => (object, object.meta().resource_version.as_deref()),
         Event::Delete(object) => (object, None),
         Event::Init | Event::InitDone => return,
     };
     if let Some(owner) = owner_of(object) {
-        let key = (object.metadata.namespace.clone().unwrap_or_default(), owner);
-        notes.with_known(&key, |note| note.watched(object.metadata.name.as_deref(), version));
+        let key = (object.namespace().unwrap_or_default(), owner);
+        notes.with_known(&key, |note| note.watched(object.meta().name.as_deref(), version));
     }
 }
 
-fn changed<K: Resource<DynamicType = ()> + Send>(
-    objects: impl futures::Stream<Item = Result<K, watcher::Error>> + Send,
-    kind: ReferenceKind,
-) -> impl futures::Stream<Item = (String, Reference)> + Send {
-    objects.filter_map(move |object| async move {
-        let object = object.ok().filter(|object| !is_rotation(object.meta()))?;
-        Some((object.namespace()?, Reference { kind, name: object.name_any() }))
-    })
+/// What wakes those that wait for an object that they refer to.
+#[derive(Clone)]
+struct Sources {
+    caches: Store<Kept>,
+    notes: Notes,
+    index: References,
 }
 
-/// The TokenCaches that stand still because of an object that has now changed; they may try again at once.
-fn unblock(
-    caches: &Store<Guarded>,
-    notes: &Notes,
-    index: &References,
-    namespace: &str,
-    reference: &Reference,
-) -> Vec<ObjectRef<Guarded>> {
-    let waits = |name: &String| {
-        let at = ObjectRef::<Guarded>::new(name).within(namespace);
-        let object = caches.get(&at)?;
-        let status = object.0.as_ref().ok()?.status.clone().unwrap_or_default();
-        let failure = status.last_failure.as_ref().filter(|_| status.failures > 0);
-        let watched = failure.filter(|failure| Reason::is_of_source(&failure.reason)).map(|_| status.runs);
-        notes.with(&(namespace.to_owned(), name.clone()), |note| {
-            // A run that is under way may have looked just before.
-            note.source_changed = Some(Instant::now());
-            let waiting = if note.is_ahead_of(status.runs) { note.waiting } else { watched };
-            note.unblocked = waiting.or(note.unblocked);
-            waiting.map(|_| at)
-        })
-    };
-    index.to(namespace, reference).iter().filter_map(waits).collect()
+impl Sources {
+    /// The TokenCaches that stand still because of objects that change.
+    fn changes<K: Resource<DynamicType = ()> + Send>(
+        self,
+        objects: impl futures::Stream<Item = Result<K, watcher::Error>> + Send,
+        kind: ReferenceKind,
+    ) -> impl futures::Stream<Item = ObjectRef<Kept>> + Send {
+        let objects = objects.filter_map(|object| future::ready(object.ok()));
+        objects.flat_map(move |object| stream::iter(self.changed(kind, &object)))
+    }
+
+    /// The TokenCaches that stand still because of an object that has now changed; they may try again at once.
+    fn changed(&self, kind: ReferenceKind, object: &impl Resource<DynamicType = ()>) -> Vec<ObjectRef<Kept>> {
+        let namespace = object.namespace().unwrap_or_default();
+        let waiting = self.index.to(&namespace, &Reference { kind, name: object.name_any() });
+        if waiting.is_empty() || is_rotation(object.meta()) {
+            return Vec::new();
+        }
+        let waits = |name: &String| {
+            let at = ObjectRef::<Kept>::new(name).within(&namespace);
+            let status = self.caches.get(&at)?.read().ok()?.status.unwrap_or_default();
+            let failure = status.last_failure.as_ref().filter(|_| status.failures > 0);
+            let watched = failure.filter(|failure| Reason::is_of_source(&failure.reason)).map(|_| status.runs);
+            self.notes.with(&(namespace.clone(), name.clone()), |note| {
+                // A run that is under way may have looked just before.
+                note.source_changed = Some(Instant::now());
+                let waiting = if note.is_ahead_of(status.runs) { note.waiting } else { watched };
+                note.unblocked = waiting.or(note.unblocked);
+                waiting.map(|_| at)
+            })
+        };
+        waiting.iter().filter_map(waits).collect()
+    }
 }
 
 /// Logs what breaks a watch; a controller that is not ready yet tells its probe as well.

@@ -17,10 +17,11 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::coordination::v1::{Lease, LeaseSpec},
+    api::coordination::v1::{Lease as FullLease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{Api, Client, Resource, api::PostParams};
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
 pub use hold::Hold;
@@ -28,8 +29,18 @@ pub use judge::{Identity, Judgement, Seen, judge};
 
 use crate::{
     api::names::{FIELD_MANAGER, LABEL_MANAGED},
+    slim,
     time::{Clock, to_kube_micro},
 };
+
+/// A Lease as it is written, and read: without `managedFields`.
+#[derive(Clone, Debug, Resource, Serialize, Deserialize)]
+#[resource(inherit = FullLease)]
+struct Lease {
+    #[serde(deserialize_with = "slim::metadata")]
+    metadata: ObjectMeta,
+    spec: Option<LeaseSpec>,
+}
 
 /// What a Lease is taken for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -16,13 +16,13 @@ use prometheus_client::{
 
 use crate::{
     api::{RefreshPolicy, Source, TokenCache},
+    notes::Key,
     status::{READY, condition},
 };
 
 /// What is told of one TokenCache.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    of: Object,
     source: &'static str,
     policy: &'static str,
     suspended: bool,
@@ -52,12 +52,8 @@ impl Standing {
     /// By its status, which every replica sees alike.
     #[must_use]
     pub fn of(cache: &TokenCache) -> Self {
-        let (metadata, status) = (&cache.metadata, cache.status.as_ref());
+        let status = cache.status.as_ref();
         Self {
-            of: Object {
-                namespace: metadata.namespace.clone().unwrap_or_default(),
-                name: metadata.name.clone().unwrap_or_default(),
-            },
             source: cache.spec.fetch.source().map_or("none", Source::name),
             policy: match cache.spec.refresh.policy {
                 RefreshPolicy::Eager => "Eager",
@@ -72,7 +68,7 @@ impl Standing {
     }
 }
 
-type Objects = Box<dyn Fn() -> Vec<Standing> + Send + Sync>;
+type Objects = Box<dyn Fn() -> Vec<(Key, Standing)> + Send + Sync>;
 type Value = Box<dyn Fn() -> i64 + Send + Sync>;
 /// Name, help and value.
 type Gauge = (&'static str, &'static str, Value);
@@ -99,8 +95,10 @@ impl Gauges {
         self.values.lock().unwrap_or_else(PoisonError::into_inner).push((name, help, value));
     }
 
-    fn standings(&self) -> Vec<Standing> {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner).iter().flat_map(|objects| objects()).collect()
+    fn standings(&self) -> Vec<(Object, Standing)> {
+        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = objects.iter().flat_map(|objects| objects());
+        all.map(|((namespace, name), standing)| (Object { namespace, name }, standing)).collect()
     }
 }
 
@@ -110,10 +108,10 @@ impl Collector for Gauges {
         let gauge = MetricType::Gauge;
 
         let mut info = encoder.encode_descriptor("info", "How a TokenCache is set up", None, gauge)?;
-        for one in &all {
+        for (of, one) in &all {
             let labels = Described {
-                namespace: one.of.namespace.clone(),
-                name: one.of.name.clone(),
+                namespace: of.namespace.clone(),
+                name: of.name.clone(),
                 source: one.source,
                 policy: one.policy,
                 suspended: if one.suspended { "true" } else { "false" },
@@ -139,10 +137,14 @@ impl Collector for Gauges {
     }
 }
 
-fn each(mut family: MetricEncoder<'_>, all: &[Standing], value: impl Fn(&Standing) -> Option<i64>) -> fmt::Result {
-    for one in all {
+fn each(
+    mut family: MetricEncoder<'_>,
+    all: &[(Object, Standing)],
+    value: impl Fn(&Standing) -> Option<i64>,
+) -> fmt::Result {
+    for (of, one) in all {
         if let Some(value) = value(one) {
-            ConstGauge::new(value).encode(family.encode_family(&one.of)?)?;
+            ConstGauge::new(value).encode(family.encode_family(of)?)?;
         }
     }
     Ok(())

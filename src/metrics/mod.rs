@@ -15,7 +15,7 @@ use prometheus_client::{
 pub use gauges::Standing;
 
 use self::gauges::Gauges;
-use crate::reason::Reason;
+use crate::{notes::Key, reason::Reason};
 
 /// The metrics of a process. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -105,7 +105,7 @@ impl Metrics {
     }
 
     /// From now on, each scrape asks this for TokenCaches that are looked after.
-    pub fn tell_of(&self, objects: impl Fn() -> Vec<Standing> + Send + Sync + 'static) {
+    pub fn tell_of(&self, objects: impl Fn() -> Vec<(Key, Standing)> + Send + Sync + 'static) {
         self.gauges.add_objects(Box::new(objects));
     }
 
@@ -155,7 +155,9 @@ mod tests {
         let metrics = Metrics::default();
         let known = std::sync::Arc::new(std::sync::Mutex::new(vec![]));
         let told = known.clone();
-        metrics.tell_of(move || told.lock().unwrap().iter().map(Standing::of).collect());
+        metrics.tell_of(move || {
+            told.lock().unwrap().iter().map(|cache| (("ns".into(), "a".into()), Standing::of(cache))).collect()
+        });
         metrics.measure("queue_depth", "Runs that wait", || 3);
         assert!(!metrics.text().contains("namespace="), "{}", metrics.text());
 

@@ -4,13 +4,14 @@ use std::{os::unix::fs::symlink, path::Path};
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 use tokencache::api::TokenCache;
 use tokio::process::Command;
 
 use super::client::{failing, lazy};
 use crate::support::{
-    BINARY, CacheView as _, Cluster, Ended, Namespace, Scene, SecretView as _, ended, scenario, server::Behaviour,
-    tokencache,
+    BINARY, CacheView as _, Cluster, Ended, Namespace, Proxy, Scene, SecretView as _, ended, scenario,
+    server::Behaviour, tokencache,
 };
 
 /// Boxed, since a test that calls it often would else need more stack than it has.
@@ -263,5 +264,31 @@ fn a_request_of_the_command_is_one_that_the_status_shows_until_it_is_answered() 
         assert!(cache.seen().refresh_requested.is_some());
         let status = run(&scene.ns, &["status", "a"]).await.stdout;
         assert!(status.contains("not answered yet"), "{status}");
+    });
+}
+
+#[test]
+fn the_proxy_of_the_kubeconfig_is_asked_with_its_password() {
+    scenario(async {
+        let scene = Scene::new().await;
+        let proxy = Proxy::start("user", "pass word").await;
+        let whole = std::fs::read_to_string(&Cluster::get().await.kubeconfig).expect("a kubeconfig");
+        let through = async |url: String| {
+            let mut config: Value = serde_saphyr::from_str(&whole).expect("YAML");
+            config["clusters"][0]["cluster"]["proxy-url"] = json!(url);
+            let file = NamedTempFile::new().expect("a file");
+            std::fs::write(&file, config.to_string()).expect("written");
+            tokencache(file.path().to_str().expect("a path"), &scene.ns.name, &["list"]).await
+        };
+        let listed = through(format!("http://user:pass%20word@{}", proxy.address)).await;
+        assert_eq!(listed.code, 0, "{listed:?}");
+        assert_eq!(proxy.tunnels().len(), 1);
+
+        for url in [format!("http://user:wrong@{}", proxy.address), "socks5://user:wrong@127.0.0.1:9".to_owned()] {
+            let refused = through(url).await;
+            assert_eq!(refused.code, 1, "{refused:?}");
+            assert!(refused.stderr.contains("proxy") && !refused.stderr.contains("wrong"), "{refused:?}");
+        }
+        assert_eq!(proxy.tunnels().len(), 1);
     });
 }

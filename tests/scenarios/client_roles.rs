@@ -9,7 +9,7 @@ use kube::{
 };
 use tokencache::{
     api::TokenCache,
-    client::{Client, Error},
+    client::{Client, Error, connect},
 };
 
 use super::client::lazy;
@@ -145,7 +145,7 @@ fn list_and_status_show_the_lock_only_to_those_who_may_see_leases() {
 async fn as_account(account: &Account) -> KubeClient {
     let file = Kubeconfig::read_from(account.kubeconfig()).expect("a kubeconfig");
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.expect("a configuration");
-    KubeClient::try_from(config).expect("a client")
+    connect(config).expect("a client")
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use serde_json::{Value, json};
+use tokencache::api::names::LABEL_SOURCE;
 
 use crate::support::{
     CacheView as _, Proxy, Scene,
@@ -40,6 +41,21 @@ fn a_client_that_was_rejected_tries_again_at_once_with_the_corrected_secret_and_
         // By then the change has been seen.
         assert_eq!(scene.server.requests("rejected"), 2);
         assert_eq!((scene.server.requests("healthy"), scene.server.requests("elsewhere")), (1, 1));
+    });
+}
+
+#[test]
+fn one_whose_source_is_kept_fresh_by_another_tries_again_at_once_when_that_has_changed() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.ready_cache("first", json!({})).await;
+        scene.ns.patch::<Secret>("first", json!({"metadata": {"labels": {LABEL_SOURCE: "true"}}})).await;
+        let by_first = oauth2(json!({"clientSecretRef": {"name": "first", "key": "later"}}));
+        scene.cache("second", patient(by_first)).await;
+        scene.ns.await_ready("second", false, "SourceNotFound").await;
+        let right = format!("'{}'", scene.server.options().client_secret);
+        scene.ns.patch_spec("first", json!({"target": {"data": {"token": "token", "later": right}}})).await;
+        scene.ns.await_ready("second", true, "Fetched").await;
     });
 }
 

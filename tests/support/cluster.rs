@@ -9,6 +9,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     runtime::wait::{await_condition, conditions::is_crd_established},
 };
+use tokencache::client::connect;
 use tokio::sync::OnceCell;
 
 use super::{on_worker, within};
@@ -56,7 +57,7 @@ impl Cluster {
             Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.expect("a usable kubeconfig");
         // A busy API server is no failure of a test.
         config.read_timeout = Some(Duration::from_secs(300));
-        let client = Client::try_from(config).expect("a client");
+        let client = connect(config).expect("a client");
         Self { client, kubeconfig }
     }
 }

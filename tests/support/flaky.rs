@@ -19,6 +19,7 @@ use kube::{
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 use tempfile::NamedTempFile;
+use tokencache::client::connect;
 use tokio::sync::watch;
 use tower::make::Shared;
 
@@ -86,7 +87,7 @@ impl FlakyApi {
         let config =
             Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.expect("a configuration");
         let state = Arc::new(State {
-            client: Client::try_from(config).expect("a client"),
+            client: connect(config).expect("a client"),
             random: Mutex::new(StdRng::seed_from_u64(seed)),
             trouble: Mutex::new(trouble),
             watches: watch::Sender::new(()),

@@ -79,7 +79,7 @@ pub(super) async fn write(
     };
     let exists = found.is_some();
     if let Some(Kept { metadata: found, .. }) = found {
-        metadata = ObjectMeta { managed_fields: None, ..found };
+        metadata = found;
         metadata.labels.get_or_insert_default().insert(LABEL_MANAGED.to_owned(), "true".to_owned());
     }
     let bytes = state.expose_secret().as_bytes().to_vec().into_boxed_slice();

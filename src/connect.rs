@@ -1,0 +1,116 @@
+//! The connection to the API server.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderValue, Request, Response, Uri, uri::Scheme};
+use hyper::{
+    body::Incoming,
+    rt::{Read, Write},
+};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::legacy::{
+        Builder,
+        connect::{Connection as Connected, HttpConnector, proxy::Tunnel},
+    },
+    rt::TokioExecutor,
+};
+use kube::{
+    Config,
+    client::{Body, ClientBuilder, ConfigExt as _, retry::RetryPolicy},
+};
+use percent_encoding::percent_decode_str;
+use rustls::crypto::CryptoProvider;
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt as _, retry::RetryLayer, util::BoxService};
+
+/// Sends requests to the API server, and gives its answers.
+pub type Connection = BoxService<Request<Body>, Response<Incoming>, BoxError>;
+
+/// A client as kube's own would be, but without Nagle's algorithm. With it, what is written on a connection may wait for
+/// the acknowledgment of what was written before, which the API server's host delays by up to 40 ms (RFC 9293 §3.7.4
+/// lets a program turn it off; `TCP_NODELAY`).
+///
+/// # Errors
+/// Where the settings cannot be used: certificates, credentials, or a proxy that is not asked by `http://`.
+pub fn connect(config: Config) -> kube::Result<kube::Client> {
+    connect_through(config, &tower::layer::util::Identity::new())
+}
+
+/// The same, through a layer that sees all requests and answers.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_through<L, B>(config: Config, layer: &L) -> kube::Result<kube::Client>
+where
+    L: Layer<Connection>,
+    L::Service: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+    B: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    if CryptoProvider::get_default().is_none() {
+        // Another thread may have been faster.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let connection = match &config.proxy_url {
+        None => connection(&config, tcp)?,
+        Some(proxy) if proxy.scheme() == Some(&Scheme::HTTP) => connection(&config, tunnel(proxy, tcp))?,
+        Some(proxy) => {
+            // Without the user and password, since errors are shown.
+            let place = format!("{}://{}", proxy.scheme_str().unwrap_or_default(), proxy.host().unwrap_or_default());
+            let proxy_url = Box::new(place.parse().unwrap_or_default());
+            return Err(kube::Error::ProxyProtocolUnsupported { proxy_url });
+        }
+    };
+    Ok(ClientBuilder::new(connection, config.default_namespace).with_layer(layer).build())
+}
+
+/// What a connector needs for TLS on top of it.
+trait Connect:
+    Service<Uri, Response: Read + Write + Connected + Send + Unpin, Future: Send, Error: Into<BoxError> + Send + Sync>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<C> Connect for C where
+    C: Service<
+            Uri,
+            Response: Read + Write + Connected + Send + Unpin,
+            Future: Send,
+            Error: Into<BoxError> + Send + Sync,
+        > + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// Connections that a proxy opens (RFC 9110 §9.3.6), with the user and password of its URL.
+fn tunnel(proxy: &Uri, tcp: HttpConnector) -> Tunnel<HttpConnector> {
+    let user = proxy.authority().and_then(|authority| authority.as_str().rsplit_once('@')).map(|(user, _)| user);
+    let credentials = user.map(|user| STANDARD.encode(percent_decode_str(user).collect::<Vec<u8>>()));
+    // Base64 can stand in a header.
+    match credentials.and_then(|text| HeaderValue::try_from(format!("Basic {text}")).ok()) {
+        Some(header) => Tunnel::new(proxy.clone(), tcp).with_auth(header),
+        None => Tunnel::new(proxy.clone(), tcp),
+    }
+}
+
+fn connection<C: Connect>(config: &Config, connector: C) -> kube::Result<Connection> {
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(connector)?);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    connector.set_reset_reader_on_write(config.reset_reader_on_write);
+    let connection = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(Builder::new(TokioExecutor::new()).build(connector));
+    Ok(connection.boxed())
+}

@@ -1,0 +1,156 @@
+//! TokenCaches as the watch brings them. There may be very many, so each is kept as text, which takes a third of the
+//! memory, and read when it is looked at.
+
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde_json::value::RawValue;
+
+use crate::{
+    api::{TokenCache, names::ANNOTATION_REFRESH_REQUESTED},
+    metrics::Standing,
+    slim,
+};
+
+/// A TokenCache as the API server sends it. That one cannot be read does not end the watch of all; only its metadata
+/// must be there.
+#[derive(Clone, Debug, Resource)]
+#[resource(inherit = TokenCache)]
+pub(crate) struct Sent {
+    metadata: ObjectMeta,
+    text: Arc<str>,
+    spec: u64,
+}
+
+/// What is kept of it.
+#[derive(Serialize, Deserialize)]
+struct Parts<'a> {
+    #[serde(deserialize_with = "slim::metadata")]
+    metadata: ObjectMeta,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    spec: Option<&'a RawValue>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    status: Option<&'a RawValue>,
+}
+
+impl<'de> Deserialize<'de> for Sent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let whole = Box::<RawValue>::deserialize(deserializer)?;
+        let mut parts: Parts<'_> = serde_json::from_str(whole.get()).map_err(D::Error::custom)?;
+        if let Some(annotations) = &mut parts.metadata.annotations {
+            annotations.retain(|key, _| key == ANNOTATION_REFRESH_REQUESTED);
+        }
+        parts.metadata.annotations.take_if(|annotations| annotations.is_empty());
+        let text = serde_json::to_string(&parts).map_err(D::Error::custom)?;
+        let mut spec = DefaultHasher::new();
+        parts.spec.map(RawValue::get).hash(&mut spec);
+        Ok(Self { metadata: parts.metadata, text: text.into(), spec: spec.finish() })
+    }
+}
+
+/// A TokenCache, or one that cannot be read.
+#[derive(Clone, Debug, Resource, Deserialize)]
+#[resource(inherit = TokenCache)]
+#[serde(from = "Sent")]
+pub(crate) struct Kept {
+    /// Namespace and name, and no more.
+    metadata: ObjectMeta,
+    text: Arc<str>,
+    /// What is told of it at each scrape of the metrics.
+    pub(super) standing: Option<Standing>,
+    /// `status.runs`
+    pub(super) runs: i64,
+    /// A hash of the spec.
+    pub(super) spec: u64,
+}
+
+/// What kube's controller is for can be sent.
+impl From<Sent> for Kept {
+    fn from(sent: Sent) -> Self {
+        Self::of(sent).0
+    }
+}
+
+impl Kept {
+    /// Takes what was sent; with it comes what was read of it.
+    pub(crate) fn of(sent: Sent) -> (Self, Result<TokenCache, String>) {
+        let read = read(&sent.text);
+        let metadata =
+            ObjectMeta { namespace: sent.metadata.namespace, name: sent.metadata.name, ..ObjectMeta::default() };
+        let known = read.as_ref().ok();
+        let runs = known.and_then(|cache| cache.status.as_ref()).map_or(0, |status| status.runs);
+        let standing = known.map(Standing::of);
+        (Self { metadata, text: sent.text, standing, runs, spec: sent.spec }, read)
+    }
+
+    /// The TokenCache, or why it cannot be read.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn read(&self) -> Result<TokenCache, String> {
+        read(&self.text)
+    }
+
+    /// All metadata of one that cannot be read.
+    pub(super) fn all_metadata(&self) -> ObjectMeta {
+        // What was written by the same library can be read.
+        serde_json::from_str::<Parts<'_>>(&self.text).map(|parts| parts.metadata).unwrap_or_default()
+    }
+}
+
+fn read(text: &str) -> Result<TokenCache, String> {
+    serde_json::from_str(text).map_err(|error| {
+        let text = error.to_string();
+        // Where in the line it is says nothing to who sees no line.
+        text.rsplit_once(" at line ").map_or(text.as_str(), |(error, _)| error).to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn sent(spec: Value) -> Value {
+        json!({
+            "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "spec": spec, "status": {"runs": 3},
+            "metadata": {
+                "namespace": "ns", "name": "a", "uid": "u", "generation": 2, "resourceVersion": "7",
+                "annotations": {ANNOTATION_REFRESH_REQUESTED: "1", "other": "x"},
+                "managedFields": [{"manager": "kubectl"}],
+            },
+        })
+    }
+
+    #[test]
+    fn a_token_cache_is_kept_without_what_nobody_asks_for() {
+        let spec = json!({"fetch": {"oauth2": {"tokenUrl": "https://a.example"}}});
+        let sent: Sent = serde_json::from_str(&sent(spec.clone()).to_string()).unwrap();
+        assert_eq!(sent.metadata.resource_version.as_deref(), Some("7"), "the watch goes by it");
+        let (kept, read) = Kept::of(sent);
+        let cache = read.unwrap();
+        assert_eq!(kept.read().unwrap(), cache);
+        assert_eq!((kept.runs, kept.standing), (3, Some(Standing::of(&cache))));
+        assert_eq!(serde_json::to_value(&cache.spec).unwrap(), spec);
+        let annotations = cache.metadata.annotations.unwrap();
+        assert_eq!(annotations.into_iter().collect::<Vec<_>>(), [(ANNOTATION_REFRESH_REQUESTED.into(), "1".into())]);
+        assert_eq!((cache.metadata.managed_fields, cache.metadata.uid.as_deref()), (None, Some("u")));
+    }
+
+    #[test]
+    fn one_that_cannot_be_read_says_why_and_keeps_its_metadata() {
+        let sent: Sent = serde_json::from_str(&sent(json!({"fetch": 1})).to_string()).unwrap();
+        let (kept, read) = Kept::of(sent);
+        let complaint = read.unwrap_err();
+        assert!(complaint.contains("invalid type: integer `1`") && !complaint.contains("line"), "{complaint}");
+        assert_eq!(kept.read().unwrap_err(), complaint);
+        assert_eq!(kept.all_metadata().generation, Some(2));
+        assert!(serde_json::from_value::<Sent>(json!({"spec": {}})).is_err());
+    }
+}
