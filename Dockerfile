@@ -1,9 +1,12 @@
 # The image of tokencache: the binary, the libraries that it needs, a CA bundle and a user; no shell.
 #
-#   docker buildx build --platform linux/amd64,linux/arm64 --tag tokencache:0.1.0 .
+#   docker build --tag registry.example.com/tokencache:0.1.0 .
+#   docker buildx build --platform linux/amd64,linux/arm64 --tag registry.example.com/tokencache:0.1.0 --push .
 #
-# It is reproducible: the same sources and base image give the same files with the same times. Each platform is built
-# on itself (by an emulator where the builder is another one).
+# It is reproducible: the same sources, base image and Debian packages give the same layer, so the same files with the same
+# owners, modes and times, on however many cores. Only the image's description says when it was built; by buildah with
+# `--timestamp 0` it does not, and the digest is the same too. Each platform is built on itself (by an emulator where the
+# builder is another one).
 FROM rust:1.95-slim-bookworm AS build
 # The same CA bundle for all who build on the same base; the TLS library is written partly in C.
 RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev && \

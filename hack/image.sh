@@ -72,7 +72,7 @@ main() {
 
 # fill_root FOLDER BINARY…
 fill_root() {
-  local root=$1 binary library applet
+  local root=$1 binary library applet kind
   shift
   mkdir -p "$root"/{bin,etc,proc,sys,dev,tmp}
   chmod 755 "$root"
@@ -83,6 +83,9 @@ fill_root() {
   echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
   for binary in "$@"; do
     install -m 755 "$binary" "$root/bin/" || die "cannot read $binary"
+    # ldd would say of it what it says of a static one.
+    kind=$(machine "$binary")
+    [[ -z $kind || $kind == "$(machine "$BASH")" ]] || die "$binary is a program for another kind of machine"
     while read -r library; do
       [[ -e $root$library ]] || install -D -m 755 "$library" "$root$library"
     done < <(libraries "$binary")
@@ -92,6 +95,13 @@ fill_root() {
   done
   [[ ! -e /etc/ssl/certs/ca-certificates.crt ]] ||
     install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
+}
+
+# machine FILE: the kind of machine that a program is for, a number in its header: `ELF 3e00`. Nothing of a script.
+machine() {
+  local header
+  header=$(od -An -v -t x1 -N 20 "$1" | tr -d ' \n')
+  [[ $header != 7f454c46* ]] || echo "ELF ${header:36}"
 }
 
 # libraries BINARY: absolute paths, the dynamic loader among them; none for a static one, for which ldd fails.
