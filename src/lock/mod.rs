@@ -75,7 +75,9 @@ impl Owner {
             name: self.name.clone(),
             uid: self.uid.clone(),
             controller: Some(true),
-            block_owner_deletion: Some(true),
+            // It would take one more right where OwnerReferencesPermissionEnforcement is on, which besides refuses it
+            // for half a minute after the definition was created.
+            block_owner_deletion: None,
         }
     }
 }

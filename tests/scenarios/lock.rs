@@ -84,7 +84,7 @@ fn a_dead_holder_is_outwaited_for_one_duration_and_no_less() {
         scene.ns.await_ready("a", false, "Suspended").await;
         let owner = json!({
             "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": "a", "uid": cache.metadata.uid,
-            "controller": true, "blockOwnerDeletion": true,
+            "controller": true,
         });
         scene.ns.create::<Lease>(lease(owner, "somebody-dead_0_1")).await;
         let start = Instant::now();

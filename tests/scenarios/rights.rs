@@ -65,7 +65,6 @@ const ROWS: &[(&str, &str, Story, Sign)] = &[
     ("tokencache.dev/tokencaches", "get", Takeover, Log("cannot get resource \\\"tokencaches\\\"")),
     ("tokencache.dev/tokencaches", "patch", Retain, Log("cannot patch resource \\\"tokencaches\\\"")),
     ("tokencache.dev/tokencaches/status", "patch", Create, Log("cannot patch resource \\\"tokencaches/status\\\"")),
-    ("tokencache.dev/tokencaches/finalizers", "update", Create, Log("cannot set blockOwnerDeletion")),
     ("/secrets", "list", Create, Unready("Secrets cannot be watched")),
     ("/secrets", "watch", Create, Log("the watch of Secrets broke")),
     ("/secrets", "get", Create, Log("cannot get resource \\\"secrets\\\"")),
