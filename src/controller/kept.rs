@@ -46,6 +46,7 @@ impl<'de> Deserialize<'de> for Sent {
             annotations.retain(|key, _| key == ANNOTATION_REFRESH_REQUESTED);
         }
         parts.metadata.annotations.take_if(|annotations| annotations.is_empty());
+        parts.metadata.creation_timestamp = None;
         let text = serde_json::to_string(&parts).map_err(D::Error::custom)?;
         let mut spec = DefaultHasher::new();
         parts.spec.map(RawValue::get).hash(&mut spec);

@@ -45,12 +45,16 @@ impl Secrets {
     /// The metadata of a Secret.
     pub(super) fn get(&self, key: &Key) -> Option<ObjectMeta> {
         // What was written by the same library can be read.
-        self.lock().known.get(key).and_then(|text| serde_json::from_slice(text).ok())
+        let read: ObjectMeta = self.lock().known.get(key).and_then(|text| serde_json::from_slice(text).ok())?;
+        let (namespace, name) = key.clone();
+        Some(ObjectMeta { namespace: Some(namespace), name: Some(name), ..read })
     }
 }
 
+/// Without what the key says, and what nobody asks for.
 fn text(metadata: &ObjectMeta) -> Box<[u8]> {
-    serde_json::to_vec(metadata).unwrap_or_default().into_boxed_slice()
+    let kept = ObjectMeta { namespace: None, name: None, creation_timestamp: None, ..metadata.clone() };
+    serde_json::to_vec(&kept).unwrap_or_default().into_boxed_slice()
 }
 
 #[cfg(test)]
@@ -69,8 +73,9 @@ mod tests {
         let secrets = Secrets::default();
         let version = |name: &str| {
             let metadata = secrets.get(&("ns".to_owned(), name.to_owned()))?;
-            assert_eq!(metadata.annotations, secret(name, "").meta().annotations);
-            metadata.resource_version
+            let version = metadata.resource_version.clone();
+            assert_eq!(metadata, *secret(name, version.as_deref()?).meta());
+            version
         };
         secrets.apply(&Event::Apply(secret("a", "1")));
         secrets.apply(&Event::Apply(secret("b", "2")));

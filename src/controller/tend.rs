@@ -89,6 +89,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long somebody else's write to a Secret waits to be explained by a status before its data is read.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How long each replica that is not to go first lets the others go: longer than a busy one takes to come to it.
+const GRACE: TimeDelta = TimeDelta::milliseconds(1500);
 /// How often an object that stands in the way and is not watched is looked at.
 pub(super) const RECHECK: Duration = Duration::from_secs(10);
 
@@ -318,6 +320,5 @@ fn grace(seen: &Observed<'_>) -> Duration {
     let length = seen
         .lifetime()
         .and_then(|lifetime| lifetime.expires_at.moment().map(|end| end.signed_duration_since(lifetime.fetched_at)));
-    let second = TimeDelta::seconds(1);
-    length.map_or(second, |length| (length / 10).clamp(TimeDelta::zero(), second)).to_std().unwrap_or_default()
+    length.map_or(GRACE, |length| (length / 10).clamp(TimeDelta::zero(), GRACE)).to_std().unwrap_or_default()
 }
