@@ -19,7 +19,7 @@ use tokio::{sync::Mutex, task::JoinHandle};
 
 use crate::{
     support::{
-        CacheView as _, Cluster, Namespace, SecretView as _,
+        CacheView as _, Cluster, DEADLINE, Namespace, SecretView as _,
         image::load_program,
         in_background,
         manifests::{CREDENTIALS, source_secret, token_cache},
@@ -140,15 +140,23 @@ impl Stage {
     /// Two, of the project's image, ready; their names.
     async fn pods_are_ready(&self) -> Vec<String> {
         let ready = || async {
-            let pods = pods(self.ns.client()).await;
+            let mut pods = pods(self.ns.client()).await;
+            // How long kubelet takes to clear away those that have ended is not the chart's.
+            pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
             let is_ready = |pod: &Pod| {
                 let status = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-                pod.metadata.deletion_timestamp.is_none()
-                    && status.is_some_and(|containers| containers.iter().all(|container| container.ready))
+                status.is_some_and(|containers| containers.iter().all(|container| container.ready))
             };
             (pods.len() == 2 && pods.iter().all(is_ready)).then_some(pods)
         };
-        let pods = within("two pods are ready", poll(ready)).await;
+        let Ok(pods) = tokio::time::timeout(DEADLINE, poll(ready)).await else {
+            let of = |arguments: &[&str]| must("kubectl", &[&["--namespace", NAMESPACE], arguments].concat());
+            let (pods, log) = (of(&["describe", "pods"]), ["logs", "--selector", "app.kubernetes.io/name=tokencache"]);
+            panic!(
+                "not two pods are ready within {DEADLINE:?}:\n{pods}\n{}",
+                of(&[&log[..], &["--tail", "40"]].concat())
+            );
+        };
         for pod in &pods {
             let image = pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());
             assert_eq!(image, Some(format!("{}:{}", IMAGE.0, IMAGE.1)));
