@@ -1,5 +1,5 @@
-//! TokenCaches as the watch brings them. There may be very many, so each is kept as text, which takes a third of the
-//! memory, and read when it is looked at.
+//! TokenCaches as the watch brings them. There may be very many, so each is kept as text, which takes less memory than
+//! what it is decoded to, and read when it is looked at.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
