@@ -65,29 +65,6 @@ where
     Ok(ClientBuilder::new(connection, config.default_namespace).with_layer(layer).build())
 }
 
-/// What a connector needs for TLS on top of it.
-trait Connect:
-    Service<Uri, Response: Read + Write + Connected + Send + Unpin, Future: Send, Error: Into<BoxError> + Send + Sync>
-    + Clone
-    + Send
-    + Sync
-    + 'static
-{
-}
-
-impl<C> Connect for C where
-    C: Service<
-            Uri,
-            Response: Read + Write + Connected + Send + Unpin,
-            Future: Send,
-            Error: Into<BoxError> + Send + Sync,
-        > + Clone
-        + Send
-        + Sync
-        + 'static
-{
-}
-
 /// Connections that a proxy opens (RFC 9110 §9.3.6), with the user and password of its URL.
 fn tunnel(proxy: &Uri, tcp: HttpConnector) -> Tunnel<HttpConnector> {
     let user = proxy.authority().and_then(|authority| authority.as_str().rsplit_once('@')).map(|(user, _)| user);
@@ -99,7 +76,16 @@ fn tunnel(proxy: &Uri, tcp: HttpConnector) -> Tunnel<HttpConnector> {
     }
 }
 
-fn connection<C: Connect>(config: &Config, connector: C) -> kube::Result<Connection> {
+fn connection<C>(config: &Config, connector: C) -> kube::Result<Connection>
+where
+    C: Service<
+            Uri,
+            Response: Read + Write + Connected + Send + Unpin,
+            Future: Send,
+            Error: Into<BoxError> + Send + Sync,
+        >,
+    C: Clone + Send + Sync + 'static,
+{
     let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(connector)?);
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_read_timeout(config.read_timeout);

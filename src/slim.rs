@@ -1,5 +1,5 @@
-//! Metadata without `managedFields`, or with no more of them than who wrote and when: to decode which fields were written
-//! takes longer, and more memory, than all the rest of an object.
+//! Metadata without `managedFields`, or with no more of them than who wrote and when: nobody here asks which fields were
+//! written, and each of them would be decoded to an object of its own.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, marker::PhantomData};
 

@@ -100,7 +100,7 @@ impl Context {
         running.await
     }
 
-    /// Waits for a place, and runs.
+    /// Waits for a place, and runs what the watch shows by then.
     async fn run(
         &self,
         key: &Key,
@@ -114,12 +114,6 @@ impl Context {
             () = cancel.cancelled() => return Ok(Ran::Cancelled),
             place = self.limits.place(destination) => place,
         };
-        // Made only now: after an outage all may wait for their places.
-        Box::pin(self.run_in_place(key, fresh, cancel)).await
-    }
-
-    /// Runs what the watch shows by now.
-    async fn run_in_place(&self, key: &Key, fresh: bool, cancel: &CancellationToken) -> Result<Ran, RunError> {
         let Some(cache) = &self.shown(key) else { return Ok(Ran::NotNeeded) };
         let note = checked(&self.runner.notes, key, cache);
         let metadata = self.secret_metadata(key, cache, &note);

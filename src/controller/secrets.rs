@@ -45,16 +45,12 @@ impl Secrets {
     /// The metadata of a Secret.
     pub(super) fn get(&self, key: &Key) -> Option<ObjectMeta> {
         // What was written by the same library can be read.
-        let read: ObjectMeta = self.lock().known.get(key).and_then(|text| serde_json::from_slice(text).ok())?;
-        let (namespace, name) = key.clone();
-        Some(ObjectMeta { namespace: Some(namespace), name: Some(name), ..read })
+        self.lock().known.get(key).and_then(|text| serde_json::from_slice(text).ok())
     }
 }
 
-/// Without what the key says, and what nobody asks for.
 fn text(metadata: &ObjectMeta) -> Box<[u8]> {
-    let kept = ObjectMeta { namespace: None, name: None, creation_timestamp: None, ..metadata.clone() };
-    serde_json::to_vec(&kept).unwrap_or_default().into_boxed_slice()
+    serde_json::to_vec(metadata).unwrap_or_default().into_boxed_slice()
 }
 
 #[cfg(test)]

@@ -131,10 +131,11 @@ impl Start {
                 })
         };
 
-        let source = if self.require_source_label { format!("{LABEL_SOURCE}=true") } else { String::new() };
-        let others = [source.as_str(), &format!("{LABEL_MANAGED}!=true")].join(",");
-        let source = watcher::Config { label_selector: Some(source), ..watcher::Config::default() };
-        let others = watcher::Config::default().labels(others.trim_start_matches(','));
+        let opened = self.require_source_label.then(|| format!("{LABEL_SOURCE}=true"));
+        let not_managed = format!("{LABEL_MANAGED}!=true");
+        let others = opened.iter().chain([&not_managed]).map(String::as_str).collect::<Vec<_>>().join(",");
+        let others = watcher::Config::default().labels(&others);
+        let source = watcher::Config { label_selector: opened, ..watcher::Config::default() };
         let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), others)
             .default_backoff()
             .inspect_err(log_watch("source Secrets", &self.readiness))

@@ -76,7 +76,7 @@ impl Owner {
             uid: self.uid.clone(),
             controller: Some(true),
             // It would take one more right where OwnerReferencesPermissionEnforcement is on, which besides refuses it
-            // for half a minute after the definition was created.
+            // until it knows a definition that was just created.
             block_owner_deletion: None,
         }
     }

@@ -107,6 +107,8 @@ impl Stage {
         self.ns.await_all_ready(&still).await;
         self.upgrade_under_load(way).await;
         let second = self.pods_are_ready().await;
+        let replaced = || async { (pods(self.ns.client()).await.len() == second.len()).then_some(()) };
+        within("those that were replaced are gone", poll(replaced)).await;
         assert!(first.iter().all(|name| !second.contains(name)), "{first:?}, then {second:?}");
 
         let before = (self.objects().await, self.server.all_requests());
@@ -141,7 +143,7 @@ impl Stage {
     async fn pods_are_ready(&self) -> Vec<String> {
         let ready = || async {
             let mut pods = pods(self.ns.client()).await;
-            // How long kubelet takes to clear away those that have ended is not the chart's.
+            // Those that are replaced are waited for by themselves.
             pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
             let is_ready = |pod: &Pod| {
                 let status = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
