@@ -8,8 +8,8 @@
 # `--timestamp 0` it does not, and the digest is the same too. Each platform is built on itself (by an emulator where the
 # builder is another one).
 FROM rust:1.95-slim-bookworm AS build
-# The same CA bundle for all who build on the same base; the TLS library is written partly in C.
-RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev && \
+# The same CA bundle for all who build on the same base; the TLS library and the allocator are written in C.
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev make && \
     rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
@@ -20,7 +20,9 @@ COPY tests tests
 COPY src src
 # Paths of the builder do not get into the binary.
 ENV CARGO_INCREMENTAL=0 RUSTFLAGS="--remap-path-prefix=/src=. --remap-path-prefix=/usr/local/cargo=cargo"
-RUN cargo build --release --locked --bin tokencache
+# Kernels for arm64 have pages of up to 64 KiB, and the allocator must know the largest.
+RUN if [ "$(uname -m)" = aarch64 ]; then export JEMALLOC_SYS_WITH_LG_PAGE=16; fi && \
+    cargo build --release --locked --bin tokencache
 COPY hack/image.sh hack/image.sh
 RUN hack/image.sh root /image --bin target/release/tokencache
 

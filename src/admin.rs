@@ -59,7 +59,10 @@ pub async fn serve(
 }
 
 async fn metrics_text(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], admin.metrics.text())
+    // Of very many TokenCaches it takes a second, in which runs are to go on.
+    let text = tokio::task::spawn_blocking(move || admin.metrics.text()).await;
+    text.map(|text| ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
+        .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {

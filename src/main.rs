@@ -2,8 +2,13 @@
 
 use std::{process::ExitCode, time::Duration};
 
-/// Threads that run tasks. Most of these wait; a thread for each core of a large node would only take memory.
-const WORKERS: usize = 2;
+/// It takes less time than the one of the C library, and gives memory back that is not needed any more.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Threads that run tasks. These wait for the most time, and what may compute for long makes room for others: with more
+/// threads, the time goes to waking one another.
+const WORKERS: usize = 1;
 
 fn main() -> ExitCode {
     let cli = tokencache::cli::Cli::read(std::env::args_os());

@@ -35,11 +35,14 @@ const LIMIT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Those of the call, and the timeout.
-pub async fn limited<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ApiError> {
-    // On the heap for as long as it goes on: all that may make a call would else be as large as the largest of them.
-    match tokio::time::timeout(LIMIT, Box::pin(call)).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(ApiError::Timeout),
+pub fn limited<T>(call: impl Future<Output = Result<T, kube::Error>>) -> impl Future<Output = Result<T, ApiError>> {
+    // On the heap, and at once: all that may make a call would else be as large as the largest of them.
+    let call = Box::pin(call);
+    async {
+        match tokio::time::timeout(LIMIT, call).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(ApiError::Timeout),
+        }
     }
 }
 

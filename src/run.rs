@@ -124,7 +124,7 @@ impl Runner {
                 self.metrics.acquisition("error");
                 let failure = Failure::new(Reason::LeaseNotOwned, error.to_string());
                 let metadata = live_secret(&self.client, &owner.namespace, cache.secret_name()).await?;
-                self.report_refusal(&key, cache, metadata.as_ref(), &failure).await?;
+                Box::pin(self.report_refusal(&key, cache, metadata.as_ref(), &failure)).await?;
                 return Ok(Ran::Done);
             }
             Err(error) => {
@@ -178,7 +178,7 @@ impl Runner {
                 // Found only now, since Secrets without the label are not watched. Else status says it already.
                 Plan::Refuse(Reason::SecretNotOwned, message) if !is_reported(&seen) => {
                     let failure = Failure::new(Reason::SecretNotOwned, message);
-                    self.report_refusal(key, cache, metadata.as_ref(), &failure).await?;
+                    Box::pin(self.report_refusal(key, cache, metadata.as_ref(), &failure)).await?;
                     return Ok(Ran::Done);
                 }
                 Plan::RemoveExpired(stored) => {
@@ -272,9 +272,7 @@ impl Runner {
         fetched: &Fetched,
         lifetime: Lifetime,
     ) -> Result<Written, Failure> {
-        // An expression of the user's may compute for a while.
-        let data = tokio::task::block_in_place(|| render(&cache.spec.target, fetched, &owner.name, &owner.namespace))?;
-        let data = data.into_iter().map(|(key, value)| (key, value.into())).collect();
+        let data = render(&cache.spec.target, fetched, &owner.name, &owner.namespace)?;
         put(&self.client, cache, owner, found, data, lifetime).await.map_err(|error| {
             let name = cache.secret_name();
             Failure::new(Reason::WriteFailed, format!("the Secret {}/{name} was not written: {error}", owner.namespace))

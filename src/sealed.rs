@@ -22,9 +22,9 @@ impl SecretBytes {
     }
 }
 
-impl From<SecretSlice<u8>> for SecretBytes {
-    fn from(bytes: SecretSlice<u8>) -> Self {
-        Self(bytes)
+impl From<Vec<u8>> for SecretBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The Secret that should be, from the spec and a value; and what a Secret that is there tells about its value.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     api::{
-        ExpiresAt, TokenCache, TokenCacheSpec,
+        ExpiresAt, RetentionPolicy, TokenCache, TokenCacheSpec,
         names::{
             ANNOTATION_CHANGED_AT, ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCH_HASH,
             ANNOTATION_FETCHED_AT, LABEL_MANAGED,
@@ -196,14 +196,20 @@ pub fn is_intact(secret: &SealedSecret) -> bool {
 /// timeout) and what happens to an old Secret are not in it.
 #[must_use]
 pub fn fetch_hash(spec: &TokenCacheSpec) -> String {
-    let mut fetch = spec.fetch.clone();
-    fetch.timeout = None;
-    if let Some(job) = &mut fetch.job {
-        job.keep_failed = None;
+    // Cloned only where something is to be taken out.
+    let (mut fetch, mut target) = (Cow::Borrowed(&spec.fetch), Cow::Borrowed(&spec.target));
+    if fetch.timeout.is_some() || fetch.job.as_ref().is_some_and(|job| job.keep_failed.is_some()) {
+        let fetch = fetch.to_mut();
+        fetch.timeout = None;
+        if let Some(job) = &mut fetch.job {
+            job.keep_failed = None;
+        }
     }
-    let mut target = spec.target.clone();
-    target.expired_policy = crate::api::RetentionPolicy::default();
-    target.deletion_policy = None;
+    if target.expired_policy != RetentionPolicy::default() || target.deletion_policy.is_some() {
+        let target = target.to_mut();
+        target.expired_policy = RetentionPolicy::default();
+        target.deletion_policy = None;
+    }
     // Serialized in the order of the fields, maps by key, without what is unset: the same spec always hashes alike,
     // and a field that a later version adds changes nothing for those who do not set it.
     let parts = serde_json::to_vec(&(fetch, &spec.expiry, target)).unwrap_or_default();
@@ -237,7 +243,7 @@ fn add(hash: &mut Sha256, part: &[u8]) {
 
 /// The first 16 bytes, which is plenty against chance.
 fn hex(digest: &[u8]) -> String {
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    digest.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first))).unwrap_or_default()
 }
 
 #[cfg(test)]

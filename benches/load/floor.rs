@@ -17,7 +17,6 @@ use kube::{
     Api, Client, ResourceExt as _,
     api::{ListParams, Patch, PatchParams, PostParams},
 };
-use secrecy::SecretSlice;
 use serde_json::json;
 use tokencache::{
     api::{
@@ -60,8 +59,7 @@ pub async fn put_secret(
     found: Option<&ObjectMeta>,
     lifetime: Lifetime,
 ) -> ObjectMeta {
-    let token: SecretSlice<u8> = vec![b'x'; TOKEN].into();
-    let data = BTreeMap::from([("token".to_owned(), token.into())]);
+    let data = BTreeMap::from([("token".to_owned(), vec![b'x'; TOKEN].into())]);
     let owner = owner(cache);
     let secret = desired(cache, &owner, found, data, lifetime);
     let api = Api::<SealedSecret>::namespaced(client.clone(), &owner.namespace);

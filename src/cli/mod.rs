@@ -203,7 +203,12 @@ fn start_log(format: LogFormat, traces: Option<&Traces>) -> anyhow::Result<()> {
     };
     // A line says all that its span says.
     let log = log.with_filter(filter.and(filter_fn(|metadata| metadata.is_event())));
-    tracing_subscriber::registry().with(log).with(traces.map(Traces::layer)).init();
+    let registry = tracing_subscriber::registry().with(log);
+    match traces {
+        Some(traces) => registry.with(traces.layer()).init(),
+        // A layer that is `None` would still have each span made, for nobody.
+        None => registry.init(),
+    }
     Ok(())
 }
 

@@ -1,16 +1,14 @@
-//! TokenCaches as the watch brings them. There may be very many, so each is kept as text, which takes less memory than
-//! what it is decoded to, and read when it is looked at.
+//! TokenCaches as the watch brings them. There may be very many, so each is kept as packed text, which takes less memory
+//! than what it is decoded to, and read when it is looked at.
 
-use std::{
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::Arc,
-};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::value::RawValue;
 
+use super::packed::Packed;
 use crate::{
     api::{TokenCache, names::ANNOTATION_REFRESH_REQUESTED},
     metrics::Standing,
@@ -23,7 +21,7 @@ use crate::{
 #[resource(inherit = TokenCache)]
 pub(crate) struct Sent {
     metadata: ObjectMeta,
-    text: Arc<str>,
+    text: String,
     spec: u64,
 }
 
@@ -50,7 +48,7 @@ impl<'de> Deserialize<'de> for Sent {
         let text = serde_json::to_string(&parts).map_err(D::Error::custom)?;
         let mut spec = DefaultHasher::new();
         parts.spec.map(RawValue::get).hash(&mut spec);
-        Ok(Self { metadata: parts.metadata, text: text.into(), spec: spec.finish() })
+        Ok(Self { metadata: parts.metadata, text, spec: spec.finish() })
     }
 }
 
@@ -61,7 +59,7 @@ impl<'de> Deserialize<'de> for Sent {
 pub(crate) struct Kept {
     /// Namespace and name, and no more.
     metadata: ObjectMeta,
-    text: Arc<str>,
+    text: Packed,
     /// What is told of it at each scrape of the metrics.
     pub(super) standing: Option<Standing>,
     /// `status.runs`
@@ -86,7 +84,7 @@ impl Kept {
         let known = read.as_ref().ok();
         let runs = known.and_then(|cache| cache.status.as_ref()).map_or(0, |status| status.runs);
         let standing = known.map(Standing::of);
-        (Self { metadata, text: sent.text, standing, runs, spec: sent.spec }, read)
+        (Self { metadata, text: Packed::new(&sent.text), standing, runs, spec: sent.spec }, read)
     }
 
     /// The TokenCache, or why it cannot be read.
@@ -94,13 +92,13 @@ impl Kept {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn read(&self) -> Result<TokenCache, String> {
-        read(&self.text)
+        read(&self.text.text())
     }
 
     /// All metadata of one that cannot be read.
     pub(super) fn all_metadata(&self) -> ObjectMeta {
         // What was written by the same library can be read.
-        serde_json::from_str::<Parts<'_>>(&self.text).map(|parts| parts.metadata).unwrap_or_default()
+        serde_json::from_str::<Parts<'_>>(&self.text.text()).map(|parts| parts.metadata).unwrap_or_default()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod finalize;
 mod kept;
+mod packed;
 mod restarts;
 mod runs;
 mod secrets;

@@ -122,8 +122,8 @@ impl Context {
             // Another replica may have been faster: it is looked at anew.
             return Ok(Ran::Cancelled);
         }
-        let run = self.runner.run(cache, metadata.as_deref(), cancel);
-        Box::pin(self.reporting(key, [fresh.then_some(PATIENCE), None], run)).await
+        let run = Box::pin(self.runner.run(cache, metadata.as_deref(), cancel));
+        self.reporting(key, [fresh.then_some(PATIENCE), None], run).await
     }
 
     /// The TokenCache as the watch shows it, if it can be read.

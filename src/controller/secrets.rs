@@ -1,5 +1,5 @@
 //! The metadata of the Secrets as the watch brings it. There are as many as there are TokenCaches, so each is kept as
-//! text, which takes a third of the memory, and read when it is needed.
+//! packed text, and read when it is needed.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,10 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource as _, runtime::watcher::Event};
 
-use super::watch::{SecretMeta, key};
+use super::{
+    packed::Packed,
+    watch::{SecretMeta, key},
+};
 use crate::notes::Key;
 
 /// The Secrets of one watch. Cloning shares them.
@@ -18,9 +21,9 @@ pub(super) struct Secrets(Arc<Mutex<Kept>>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    known: HashMap<Key, Box<[u8]>>,
+    known: HashMap<Key, Packed>,
     /// What a list has brought so far; it replaces all when it is whole.
-    listed: HashMap<Key, Box<[u8]>>,
+    listed: HashMap<Key, Packed>,
 }
 
 impl Secrets {
@@ -31,8 +34,8 @@ impl Secrets {
     /// Follows an event.
     pub(super) fn apply(&self, event: &Event<SecretMeta>) {
         match event {
-            Event::Apply(secret) => drop(self.lock().known.insert(key(secret), text(secret.meta()))),
-            Event::InitApply(secret) => drop(self.lock().listed.insert(key(secret), text(secret.meta()))),
+            Event::Apply(secret) => drop(self.lock().known.insert(key(secret), packed(secret.meta()))),
+            Event::InitApply(secret) => drop(self.lock().listed.insert(key(secret), packed(secret.meta()))),
             Event::Delete(secret) => drop(self.lock().known.remove(&key(secret))),
             Event::Init => self.lock().listed = HashMap::new(),
             Event::InitDone => {
@@ -45,12 +48,12 @@ impl Secrets {
     /// The metadata of a Secret.
     pub(super) fn get(&self, key: &Key) -> Option<ObjectMeta> {
         // What was written by the same library can be read.
-        self.lock().known.get(key).and_then(|text| serde_json::from_slice(text).ok())
+        self.lock().known.get(key).and_then(|packed| serde_json::from_str(&packed.text()).ok())
     }
 }
 
-fn text(metadata: &ObjectMeta) -> Box<[u8]> {
-    serde_json::to_vec(metadata).unwrap_or_default().into_boxed_slice()
+fn packed(metadata: &ObjectMeta) -> Packed {
+    Packed::new(&serde_json::to_string(metadata).unwrap_or_default())
 }
 
 #[cfg(test)]

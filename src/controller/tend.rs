@@ -143,7 +143,8 @@ impl Context {
         let cache = &match object.read() {
             Ok(cache) => cache,
             Err(complaint) => {
-                return Ok(Look::Done(self.report_undecodable(key, object.all_metadata(), &complaint).await?));
+                let report = Box::pin(self.report_undecodable(key, object.all_metadata(), &complaint));
+                return Ok(Look::Done(report.await?));
             }
         };
         // Before the first list of the Secrets has come, every Secret would seem absent.

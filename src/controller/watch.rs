@@ -19,7 +19,7 @@ use super::{
     Stop,
     kept::{Kept, Sent},
     secrets::Secrets,
-    tend::{Context, Peers, reconcile},
+    tend::{Context, Peers, at, reconcile},
 };
 use crate::{
     admin::Readiness,
@@ -94,6 +94,10 @@ impl Start {
                 .reflect(caches_writer)
                 .inspect_ok(tell_synced(&caches_synced))
                 .applied_objects()
+                .try_filter({
+                    let notes = notes.clone();
+                    move |cache| future::ready(notes.may_look(&key(cache)))
+                })
         };
 
         // A Secret that vanished while the watch was broken is told by no event, so after each list all are looked at.
@@ -136,6 +140,10 @@ impl Start {
         let others = opened.iter().chain([&not_managed]).map(String::as_str).collect::<Vec<_>>().join(",");
         let others = watcher::Config::default().labels(&others);
         let source = watcher::Config { label_selector: opened, ..watcher::Config::default() };
+        // Few have the label: the API server finds them in its memory, and need not read all others from its store. A list
+        // that is a little old does no harm, since what is used is read live.
+        let (others, source) =
+            if self.require_source_label { (others.any_semantic(), source.any_semantic()) } else { (others, source) };
         let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), others)
             .default_backoff()
             .inspect_err(log_watch("source Secrets", &self.readiness))
@@ -174,7 +182,7 @@ impl Start {
         });
         Controller::for_stream(watched_caches, context.caches.clone())
             .with_config(controller::Config::default().concurrency(LOOKS))
-            .watches_stream(watched_secrets, move |secret| concerned(&secret, &targets))
+            .watches_stream(watched_secrets, move |secret| concerned(&secret, &targets, &notes))
             .reconcile_on(after_change)
             .reconcile_on(after_others_change)
             .reconcile_on(after_runs)
@@ -279,15 +287,17 @@ fn secret_named(name: &str) -> Reference {
 }
 
 /// The TokenCaches that a Secret concerns: its owner, and those that would write it if it were not somebody else's. One
-/// of the Secret's own name may not exist; kube's controller passes over it.
-fn concerned(secret: &SecretMeta, targets: &References) -> Vec<ObjectRef<Kept>> {
+/// of the Secret's own name may not exist; kube's controller passes over it. Those that a run keeps from being looked at
+/// are looked at when it ends.
+fn concerned(secret: &SecretMeta, targets: &References, notes: &Notes) -> Vec<ObjectRef<Kept>> {
     let namespace = secret.namespace().unwrap_or_default();
     let mut names = targets.to(&namespace, &secret_named(&secret.name_any()));
     names.extend(owner_of(secret));
     names.push(secret.name_any());
     names.sort_unstable();
     names.dedup();
-    names.iter().map(|name| ObjectRef::new(name).within(&namespace)).collect()
+    let keys = names.into_iter().map(|name| (namespace.clone(), name));
+    keys.filter(|key| notes.may_look(key)).map(|key| at(&key)).collect()
 }
 
 /// The name of the TokenCache that owns a Secret.

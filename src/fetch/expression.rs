@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use secrecy::ExposeSecret as _;
 
 use super::{
-    Failure, Fetched, SecretBytes,
+    Failure, Fetched,
     cel::{self, MAX_OUTPUT, Place, Scope, Value},
 };
 use crate::{
     api::{ExpiresAt, Invalid, Target},
     reason::Reason,
+    sealed::SecretBytes,
 };
 
 /// Whether `target.data` has only expressions that compile and use only what there is.
@@ -51,7 +52,8 @@ pub fn render(
     }
     if !expressions.is_empty() {
         let texts: Vec<_> = expressions.iter().map(|(key, text)| (field(key), text.as_str())).collect();
-        let given = scope(fetched, name, namespace).evaluate(&texts)?;
+        // An expression may compute for a while.
+        let given = tokio::task::block_in_place(|| scope(fetched, name, namespace).evaluate(&texts))?;
         for (key, value) in expressions.keys().zip(given) {
             let bytes = value.into_bytes().map_err(|other| {
                 let message = format!("{}: gives {}, not a string or bytes", field(key), cel::type_name(&other.0));

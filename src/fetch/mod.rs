@@ -34,7 +34,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use secrecy::{ExposeSecret as _, SecretSlice, SecretString};
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::task::TaskTracker;
 use url::Url;
 
@@ -48,9 +48,6 @@ use crate::{
     reason::Reason,
     time::Clock,
 };
-
-/// Bytes that do not print and are wiped when dropped.
-pub type SecretBytes = SecretSlice<u8>;
 
 /// A credential as its source gave it. Does not print, and is wiped when dropped.
 #[derive(Debug)]
@@ -204,7 +201,7 @@ impl Fetcher {
             Some(Source::GitHubApp(app)) => github_app::fetch(&mut attempt, app).await?,
             Some(Source::Job(job)) => {
                 let place = job::Place { client, ends, image: collector_image, cache };
-                job::fetch(&mut attempt, &place, job).await?
+                Box::pin(job::fetch(&mut attempt, &place, job)).await?
             }
             None => return Err(Failure::new(Reason::InvalidSpec, "spec.fetch: exactly one source must be set")),
         };

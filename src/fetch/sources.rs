@@ -3,19 +3,19 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    mem, str,
+    str,
 };
 
 use k8s_openapi::{
-    NamespaceResourceScope, Resource,
-    api::core::v1::{ConfigMap, Secret, ServiceAccount},
+    NamespaceResourceScope,
+    api::core::v1::{ConfigMap, ServiceAccount},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::Api;
+use kube::{Api, Resource};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
-    Failure, Phase, Reference, ReferenceKind, SecretBytes,
+    Failure, Phase, Reference, ReferenceKind,
     token_request::{Issued, TokenRequest},
 };
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
         oauth2::{CaKind, CaRef, SecretKeyRef},
     },
     reason::Reason,
+    sealed::{SealedSecret, SecretBytes},
 };
 
 /// What one attempt reads. Each object is read once, so that an id and a secret of one Secret belong together even
@@ -80,7 +81,7 @@ impl Sources {
                 self.phase.set(format!("reading {kind} {}/{name} from the Kubernetes API server", self.namespace));
                 let opened = match kind {
                     ReferenceKind::Secret => {
-                        let secret = get::<Secret>(&self.client, kind, &self.namespace, name).await?;
+                        let secret = get::<SealedSecret>(&self.client, kind, &self.namespace, name).await?;
                         open_secret(secret, &self.namespace, name, self.require_label)?
                     }
                     ReferenceKind::ConfigMap => {
@@ -108,7 +109,7 @@ impl Sources {
 
 async fn get<K>(client: &kube::Client, kind: ReferenceKind, namespace: &str, name: &str) -> Result<K, Failure>
 where
-    K: Resource<Scope = NamespaceResourceScope> + k8s_openapi::Metadata<Ty = ObjectMeta>,
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
     Api::<K>::namespaced(client.clone(), namespace)
@@ -146,14 +147,12 @@ fn refused(error: &kube::Error, kind: ReferenceKind, namespace: &str, name: &str
     }
 }
 
-/// Takes a Secret's data into types that do not print, unless its owner has not opened it.
-fn open_secret(mut secret: Secret, namespace: &str, name: &str, require_label: bool) -> Result<Opened, Failure> {
-    let data = mem::take(&mut secret.data).unwrap_or_default();
-    let data = data.into_iter().map(|(key, value)| (key, SecretBytes::from(value.0))).collect();
+/// Takes a Secret's data, unless its owner has not opened it.
+fn open_secret(secret: SealedSecret, namespace: &str, name: &str, require_label: bool) -> Result<Opened, Failure> {
     if require_label && !is_labelled(&secret.metadata) {
         return Err(closed(ReferenceKind::Secret, namespace, name));
     }
-    Ok(Opened { title: format!("Secret {namespace}/{name}"), data })
+    Ok(Opened { title: format!("Secret {namespace}/{name}"), data: secret.data })
 }
 
 /// An account has no data of its own; it is opened all the same, since a token of it is as good as a secret.
@@ -223,16 +222,15 @@ impl Opened {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
-    use k8s_openapi::ByteString;
     use kube::core::Status;
     use serde_json::json;
 
     use super::*;
 
-    fn secret(labels: serde_json::Value) -> Secret {
-        let mut secret: Secret = serde_json::from_value(json!({"metadata": {"labels": labels}})).unwrap();
+    fn secret(labels: serde_json::Value) -> SealedSecret {
+        let mut secret: SealedSecret = serde_json::from_value(json!({"metadata": {"labels": labels}})).unwrap();
         let data = [("id", &b"me"[..]), ("empty", b""), ("binary", b"\xff\xfe"), ("newline", b"hunter2\n")];
-        secret.data = Some(data.map(|(key, value)| (key.to_owned(), ByteString(value.to_vec()))).into());
+        secret.data = data.map(|(key, value)| (key.to_owned(), value.to_vec().into())).into();
         secret
     }
 

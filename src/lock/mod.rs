@@ -341,14 +341,18 @@ impl Locks {
     }
 
     /// A time limit below the renewal interval, so that one lost answer does not cost the hold.
-    async fn limited<T>(
+    fn limited<T>(
         &self,
         owner: &Owner,
         call: impl Future<Output = Result<T, kube::Error>>,
-    ) -> Result<T, LockError> {
-        match timeout(self.0.duration / 4, Box::pin(call)).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(LockError::Timeout(format!("{}/{}", owner.namespace, owner.lease_name()))),
+    ) -> impl Future<Output = Result<T, LockError>> {
+        // On the heap, and at once, so that who waits for it takes little.
+        let call = Box::pin(call);
+        async {
+            match timeout(self.0.duration / 4, call).await {
+                Ok(result) => Ok(result?),
+                Err(_) => Err(LockError::Timeout(format!("{}/{}", owner.namespace, owner.lease_name()))),
+            }
         }
     }
 }

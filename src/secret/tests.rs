@@ -1,4 +1,3 @@
-use secrecy::SecretSlice;
 use serde_json::json;
 
 use super::*;
@@ -8,7 +7,7 @@ use crate::{
 };
 
 fn data(text: &str) -> BTreeMap<String, SecretBytes> {
-    BTreeMap::from([("token".to_owned(), SecretBytes::from(SecretSlice::from(text.as_bytes().to_vec())))])
+    BTreeMap::from([("token".to_owned(), text.as_bytes().to_vec().into())])
 }
 
 fn written(cache: &TokenCache) -> SealedSecret {
@@ -62,7 +61,7 @@ fn a_secret_is_intact_until_its_data_or_what_it_says_of_it_changes() {
     assert!(change(|secret| annotate(secret, "theirs")));
     assert!(!change(|secret| secret.data = data("other")));
     fn more() -> [(String, SecretBytes); 1] {
-        [("more".to_owned(), SecretBytes::from(SecretSlice::from(vec![1])))]
+        [("more".to_owned(), vec![1].into())]
     }
     assert!(!change(|secret| secret.data.extend(more())));
     assert!(!change(|secret| secret.data.clear()));

@@ -82,8 +82,7 @@ pub(super) async fn write(
         metadata = found;
         metadata.labels.get_or_insert_default().insert(LABEL_MANAGED.to_owned(), "true".to_owned());
     }
-    let bytes = state.expose_secret().as_bytes().to_vec().into_boxed_slice();
-    let data = BTreeMap::from([(format!("state-{run}"), secrecy::SecretSlice::from(bytes.into_vec()).into())]);
+    let data = BTreeMap::from([(format!("state-{run}"), state.expose_secret().as_bytes().to_vec().into())]);
     let secret = SealedSecret { metadata, type_: Some("Opaque".into()), immutable: None, data };
     let api = Api::<SealedSecret>::namespaced(client, &owner.namespace);
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };

@@ -121,12 +121,13 @@ struct ErrorWords {
 
 /// `error` and `error_description`, and no other part of a body, without what was sent in confidence.
 fn error_words(members: &Members, confidence: &Confidence) -> Option<ErrorWords> {
+    let error = members.get("error")?;
     let redactor = confidence.redactor();
     let clean = |name: &str| {
         let text = text(members, name)?;
         Some(redactor.clean(text.expose_secret())).filter(|text| !text.is_empty())
     };
-    let code = match members.get("error")? {
+    let code = match error {
         Member::Null | Member::Bool(false) => return None,
         Member::Text(text) if text.expose_secret().is_empty() => return None,
         Member::Text(_) => clean("error").unwrap_or_default(),
