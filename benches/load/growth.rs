@@ -37,7 +37,7 @@ pub async fn measure(world: &World, table: &mut Table) {
         let controller = world.controller(&ns).await;
         let start = ready(&controller, begun).await.as_secs_f64();
         pass(Duration::from_secs(10)).await;
-        let size = Size { count: count as f64, memory: memory(&controller), start, cpu: cpu(&controller) };
+        let size = Size { count: count as f64, memory: memory(&controller), start, cpu: cpu(controller.pid()) };
         table.note(
             &format!("{count} idle TokenCaches"),
             format!("{:.0} MiB, Ready after {start:.1} s and {:.1} s of CPU time", size.memory, size.cpu),

@@ -11,8 +11,8 @@ use crate::support::{Controller, Metrics, poll};
 const TICKS: f64 = 100.0;
 
 /// User and system time of a process, in seconds.
-pub fn cpu(controller: &Controller) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{}/stat", controller.pid())).expect("a process");
+pub fn cpu(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
     // The name, in parentheses, may hold spaces.
     let (_, rest) = text.rsplit_once(')').expect("a name");
     let ticks: f64 = rest.split_whitespace().skip(11).take(2).map(|field| field.parse::<f64>().expect("ticks")).sum();
@@ -52,7 +52,7 @@ impl Sample {
     /// Now.
     pub async fn take(controller: &Controller) -> Self {
         let metrics = controller.metrics().await;
-        Self { at: Instant::now(), cpu: cpu(controller), metrics }
+        Self { at: Instant::now(), cpu: cpu(controller.pid()), metrics }
     }
 
     /// Fetches that went well.
