@@ -140,10 +140,6 @@ impl Start {
         let others = opened.iter().chain([&not_managed]).map(String::as_str).collect::<Vec<_>>().join(",");
         let others = watcher::Config::default().labels(&others);
         let source = watcher::Config { label_selector: opened, ..watcher::Config::default() };
-        // Few have the label: the API server finds them in its memory, and need not read all others from its store. A list
-        // that is a little old does no harm, since what is used is read live.
-        let (others, source) =
-            if self.require_source_label { (others.any_semantic(), source.any_semantic()) } else { (others, source) };
         let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), others)
             .default_backoff()
             .inspect_err(log_watch("source Secrets", &self.readiness))
