@@ -8,7 +8,7 @@
 # `--timestamp 0` it does not, and the digest is the same too. Each platform is built on itself (by an emulator where the
 # builder is another one).
 FROM rust:1.95-slim-bookworm AS build
-# The same CA bundle for all who build on the same base; the TLS library and the allocator are written in C.
+# The same CA bundle for all who build on the same base; the TLS library is written partly in C, the allocator wholly.
 RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev make && \
     rm -rf /var/lib/apt/lists/*
 WORKDIR /src

@@ -59,7 +59,7 @@ pub async fn serve(
 }
 
 async fn metrics_text(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    // Of very many TokenCaches it takes a second, in which runs are to go on.
+    // Of very many TokenCaches it takes long, and runs are to go on meanwhile.
     let text = tokio::task::spawn_blocking(move || admin.metrics.text()).await;
     text.map(|text| ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
         .map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)

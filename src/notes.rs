@@ -100,11 +100,17 @@ pub enum Turn {
 impl Note {
     /// Something calls for a look.
     pub fn look(&mut self) -> Turn {
-        if self.cancel.is_some() {
-            self.called = true;
+        if self.waits_for_run() {
             return Turn::AfterRun;
         }
         self.pause.take().map_or(Turn::Now, Turn::In)
+    }
+
+    /// Whether a look that is called for waits for the end of a run, which then has the object looked at.
+    pub fn waits_for_run(&mut self) -> bool {
+        let waits = self.cancel.is_some();
+        self.called |= waits;
+        waits
     }
 
     /// Nothing of what was known holds any more, but that a run goes on.
@@ -154,22 +160,15 @@ impl Notes {
         use_note(notes.entry(key.clone()).or_default())
     }
 
-    /// Changes the notes on one TokenCache, if there are any.
-    pub fn with_known(&self, key: &Key, use_note: impl FnOnce(&mut Note)) {
-        if let Some(note) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key) {
-            use_note(note);
-        }
+    /// Reads or changes the notes on one TokenCache, if there are any.
+    pub fn with_known<T>(&self, key: &Key, use_note: impl FnOnce(&mut Note) -> T) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key).map(|note| use_note(note))
     }
 
     /// Whether a TokenCache can be looked at now. If a run goes on, its end has it looked at instead.
     #[must_use]
     pub fn may_look(&self, key: &Key) -> bool {
-        let mut free = true;
-        self.with_known(key, |note| {
-            free = note.cancel.is_none();
-            note.called |= !free;
-        });
-        free
+        self.with_known(key, Note::waits_for_run) != Some(true)
     }
 
     /// Forgets a TokenCache that is gone, and ends its run.

@@ -46,29 +46,36 @@ impl Reporter {
     ///
     /// # Errors
     /// When the API server fails.
-    pub async fn report(
+    pub fn report(
         &self,
         key: &Key,
         seen: &TokenCache,
         wanted: impl Fn(&TokenCache) -> Option<TokenCacheStatus>,
-    ) -> Result<bool, ApiError> {
-        let mut fresh: Option<TokenCache> = None;
-        for _ in 0..TRIES {
-            let cache = fresh.as_ref().unwrap_or(seen);
-            let Some(status) = wanted(cache) else { return Ok(false) };
-            match self.write(key, cache, &status).await {
-                Ok(written) => return Ok(written),
-                Err(error) if error.code() == Some(409) => {}
-                Err(error) if error.code() == Some(404) => return Ok(false),
-                Err(error) => return Err(error),
+    ) -> impl Future<Output = Result<bool, ApiError>> {
+        // On the heap: it is large, and all looks and runs hold one.
+        Box::pin(async move {
+            let mut fresh: Option<TokenCache> = None;
+            for _ in 0..TRIES {
+                let cache = fresh.as_ref().unwrap_or(seen);
+                let Some(status) = wanted(cache) else { return Ok(false) };
+                match self.write(key, cache, &status).await {
+                    Ok(written) => return Ok(written),
+                    Err(error) if error.code() == Some(409) => {}
+                    Err(error) if error.code() == Some(404) => return Ok(false),
+                    Err(error) => return Err(error),
+                }
+                fresh = live(&self.client, key).await?.filter(|cache| cache.metadata.uid == seen.metadata.uid);
+                if fresh.is_none() {
+                    return Ok(false);
+                }
             }
-            fresh = live(&self.client, key).await?.filter(|cache| cache.metadata.uid == seen.metadata.uid);
-            if fresh.is_none() {
-                return Ok(false);
-            }
-        }
-        tracing::debug!(namespace = key.0, name = key.1, "the status was left to a later look after many conflicts");
-        Ok(false)
+            tracing::debug!(
+                namespace = key.0,
+                name = key.1,
+                "the status was left to a later look after many conflicts"
+            );
+            Ok(false)
+        })
     }
 
     async fn write(

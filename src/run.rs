@@ -124,7 +124,7 @@ impl Runner {
                 self.metrics.acquisition("error");
                 let failure = Failure::new(Reason::LeaseNotOwned, error.to_string());
                 let metadata = live_secret(&self.client, &owner.namespace, cache.secret_name()).await?;
-                Box::pin(self.report_refusal(&key, cache, metadata.as_ref(), &failure)).await?;
+                self.report_refusal(&key, cache, metadata.as_ref(), &failure).await?;
                 return Ok(Ran::Done);
             }
             Err(error) => {
@@ -178,7 +178,7 @@ impl Runner {
                 // Found only now, since Secrets without the label are not watched. Else status says it already.
                 Plan::Refuse(Reason::SecretNotOwned, message) if !is_reported(&seen) => {
                     let failure = Failure::new(Reason::SecretNotOwned, message);
-                    Box::pin(self.report_refusal(key, cache, metadata.as_ref(), &failure)).await?;
+                    self.report_refusal(key, cache, metadata.as_ref(), &failure).await?;
                     return Ok(Ran::Done);
                 }
                 Plan::RemoveExpired(stored) => {

@@ -54,7 +54,8 @@ impl Serialize for SecretBytes {
 
 impl<'de> Deserialize<'de> for SecretBytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        // `null` is an empty value, as in k8s-openapi's `ByteString`.
+        let text = Zeroizing::new(Option::<String>::deserialize(deserializer)?.unwrap_or_default());
         let bytes = STANDARD.decode(text.as_bytes()).map_err(|_| D::Error::custom("a value is not base64"))?;
         Ok(Self(bytes.into()))
     }

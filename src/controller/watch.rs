@@ -340,12 +340,13 @@ impl Sources {
         if waiting.is_empty() || is_rotation(object.meta()) {
             return Vec::new();
         }
-        let waits = |name: &String| {
-            let at = ObjectRef::<Kept>::new(name).within(&namespace);
+        let waits = |name: String| {
+            let key = (namespace.clone(), name);
+            let at = at(&key);
             let status = self.caches.get(&at)?.read().ok()?.status.unwrap_or_default();
             let failure = status.last_failure.as_ref().filter(|_| status.failures > 0);
             let watched = failure.filter(|failure| Reason::is_of_source(&failure.reason)).map(|_| status.runs);
-            self.notes.with(&(namespace.clone(), name.clone()), |note| {
+            self.notes.with(&key, |note| {
                 // A run that is under way may have looked just before.
                 note.source_changed = Some(Instant::now());
                 let waiting = if note.is_ahead_of(status.runs) { note.waiting } else { watched };
@@ -353,7 +354,7 @@ impl Sources {
                 waiting.map(|_| at)
             })
         };
-        waiting.iter().filter_map(waits).collect()
+        waiting.into_iter().filter_map(waits).collect()
     }
 }
 

@@ -276,6 +276,13 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_is_null_is_an_empty_one() {
+        let secret = serde_json::from_value(json!({"metadata": {}, "data": {"key": null}})).unwrap();
+        let opened = open_secret(secret, "b", "s", false).map_err(|failure| failure.to_string()).unwrap();
+        assert!(opened.text("key").unwrap_err().message.ends_with("the value is empty"));
+    }
+
+    #[test]
     fn a_config_map_gives_text_and_binary_data() {
         let map = serde_json::from_value(json!({"data": {"a": "x"}, "binaryData": {"b": "eQ=="}})).unwrap();
         let opened = open_config_map(map, "b", "m");

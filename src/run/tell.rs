@@ -75,7 +75,7 @@ impl Runner {
             let runs = cache.status.as_ref().map_or(0, |status| status.runs);
             (!lost || runs == before.runs).then(|| after_run(&Observed { cache, ..left.clone() }, &ended, now))
         };
-        if Box::pin(self.reporter.report(key, seen.cache, wanted)).instrument(info_span!("report")).await? {
+        if self.reporter.report(key, seen.cache, wanted).instrument(info_span!("report")).await? {
             let of_source = result.as_ref().err().is_some_and(|failure| Reason::is_of_source(failure.reason.as_str()));
             note_reported(&self.notes, key, before.runs + 1, of_source.then_some(started));
         }
@@ -162,8 +162,7 @@ impl Runner {
         let wanted = |cache: &TokenCache| {
             (cache.metadata.resource_version == *version).then(|| at_rest(&Observed { cache, ..seen.clone() }, now))
         };
-        // What is rarely done stands on the heap, for who waits for it is made anew at each look.
-        Box::pin(self.reporter.report(key, seen.cache, wanted)).await.map(|_| ())
+        self.reporter.report(key, seen.cache, wanted).await.map(|_| ())
     }
 }
 
