@@ -104,8 +104,9 @@ fn when_the_controller_is_stopped_its_job_ends_before_another_controller_runs() 
         let lease: k8s_openapi::api::coordination::v1::Lease = ns.get("tokencache-a").await;
         assert_eq!(lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default(), "", "the Lease is free");
 
+        // Before the next one starts, which else may begin with what was.
+        ns.patch_spec("a", crate::node::container(json!({"command": ["sh", "-ec", SLOW]}))).await;
         let stage = Stage { controller: Controller::start(&ns, &ARGUMENTS).await, ns };
-        stage.ns.patch_spec("a", crate::node::container(json!({"command": ["sh", "-ec", SLOW]}))).await;
         stage.ns.await_ready("a", true, "Fetched").await;
         assert_eq!(most.lock().await.at_once, 1);
     });
