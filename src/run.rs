@@ -14,7 +14,7 @@ use crate::{
     api::{Source, TokenCache},
     events::Events,
     fetch::{Failure, Fetched, Fetcher, render},
-    lock::{Acquired, Hold, LockError, Locks, Owner},
+    lock::{Acquired, Hold, LastHolder, LockError, Locks, Owner},
     metrics::Metrics,
     notes::{Key, Notes},
     observe::{ApiError, checked, live, live_secret, note_written, observed},
@@ -110,8 +110,12 @@ impl Runner {
         let key = owner.key();
         let source = cache.spec.fetch.source().map_or("none", Source::name);
         Span::current().record("namespace", &key.0).record("name", &key.1).record("source", source);
-        let ran_before = cache.status.as_ref().is_some_and(|status| status.runs > 0);
-        let hold = match self.locks.acquire(&owner, ran_before).instrument(info_span!("acquire")).await {
+        let last = match cache.status.as_ref().filter(|status| status.runs > 0).map(|status| &status.last_run_by) {
+            None => LastHolder::Nobody,
+            Some(by) if by.as_deref() == Some(self.locks.replica()) => LastHolder::Me,
+            Some(_) => LastHolder::Another,
+        };
+        let hold = match self.locks.acquire(&owner, last).instrument(info_span!("acquire")).await {
             Ok(Acquired::Hold(hold)) => {
                 self.metrics.acquisition("acquired");
                 hold

@@ -59,9 +59,10 @@ spawn() {
   printf '%s\0' "$@" >"$DIR/$component.command"
   # A shell's background processes ignore SIGINT, and what they start inherits it: hence default-signal.
   # A clean environment: no proxy between the parts, no credentials of ours, no cloud's metadata asked by kubelet.
+  # Kubernetes is written in Go: here it may take memory rather than processors that the tests could use (GOGC).
   # Our own locks (9) and watchdog pipe (8) must not stay open in there.
   (cd / && umask 022 &&
-    exec setsid env --default-signal -i PATH="$PATH" HOME="$DIR" AWS_EC2_METADATA_DISABLED=true "$@") \
+    exec setsid env --default-signal -i PATH="$PATH" HOME="$DIR" AWS_EC2_METADATA_DISABLED=true GOGC=300 "$@") \
     </dev/null >>"$DIR/$component.log" 2>&1 8>&- 9>&- &
   pid=$!
   # Else the shell would tell of its end.

@@ -85,6 +85,9 @@ enum Look {
 
 /// No wait is longer, so that a clock that was set is noticed.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// The longest pause after failures of the Kubernetes API. However many objects wait for it, they come to it in so many
+/// looks and runs at once as may be, and one that is back should not be waited for.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// After a run that others finished, or whose traces have not come through the watch yet.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long somebody else's write to a Secret waits to be explained by a status before its data is read.
@@ -125,7 +128,7 @@ impl Context {
                     note.api_failures
                 });
                 let failures = i32::try_from(failures).unwrap_or(i32::MAX);
-                let wait = backoff(failures, Duration::from_secs(1), Duration::from_secs(60), rand::random(), None);
+                let wait = backoff(failures, Duration::from_secs(1), LONGEST_BACKOFF, rand::random(), None);
                 tracing::warn!(
                     namespace = key.0, name = key.1, %error, again_in_ms = wait.as_millis(), "not tended"
                 );

@@ -96,6 +96,17 @@ pub enum Acquired {
     },
 }
 
+/// Who has held a Lease last, as far as is known, so that neither a read nor a write is in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastHolder {
+    /// Nobody yet: there should be none.
+    Nobody,
+    /// This replica.
+    Me,
+    /// Another one: whatever is remembered of the Lease is not so any more.
+    Another,
+}
+
 /// Why a Lease was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -202,11 +213,9 @@ impl Locks {
 
     /// Takes the Lease, unless somebody else holds it. Does not wait for it.
     ///
-    /// `exists` says whether a Lease is to be expected, so that neither a read nor a create is in vain.
-    ///
     /// # Errors
     /// When the Lease belongs to somebody else, or the API server fails.
-    pub async fn acquire(&self, owner: &Owner, exists: bool) -> Result<Acquired, LockError> {
+    pub async fn acquire(&self, owner: &Owner, last: LastHolder) -> Result<Acquired, LockError> {
         let me = Identity::new(&self.0.replica, &self.0.nonce, self.0.attempts.fetch_add(1, Ordering::Relaxed));
         let Some(active) = Active::begin(self, owner) else {
             return Ok(Acquired::Busy { retry_in: self.0.duration / 10, holder: me.to_string() });
@@ -214,8 +223,8 @@ impl Locks {
         let remembered = self.sightings().get(owner).cloned();
         // A Lease that was free when last seen is tried as it was; one that was held must be looked at.
         let mut sighting = match remembered {
-            Some(sighting) if sighting.seen.holder.is_none() => Some(sighting),
-            None if !exists => None,
+            Some(sighting) if sighting.seen.holder.is_none() && last != LastHolder::Another => Some(sighting),
+            None if last == LastHolder::Nobody => None,
             _ => self.look(owner).await?,
         };
         for _ in 0..TRIES {

@@ -7,12 +7,18 @@ use std::{
 
 use futures::future::join_all;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
-use kube::ResourceExt as _;
+use kube::{
+    ResourceExt as _,
+    api::{Patch, PatchParams},
+};
 use serde_json::json;
 use tokencache::api::TokenCache;
 
+use super::client::lazy;
 use crate::support::{
-    CacheView as _, Controller, Launch, Metrics, Namespace, Scene, pass, scenario,
+    CacheView as _, Controller, Launch, Metrics, Namespace, Scene,
+    manifests::token_cache,
+    pass, scenario,
     server::{Behaviour, Expiry, Options},
     version,
 };
@@ -122,6 +128,43 @@ fn an_eager_refresh_costs_at_most_four_writes_and_one_read() {
         // That of the client's secret.
         assert!(reads <= 1.0, "{reads} reads:\n{difference}");
         assert_eq!(scene.server.requests("a"), 3);
+    });
+}
+
+#[test]
+fn a_lease_that_somebody_else_has_had_since_is_read_and_not_written_in_vain() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.ns.create::<TokenCache>(token_cache("a", &scene.server, lazy())).await;
+        let runs = |times: i64| move |cache: &TokenCache| cache.seen().runs == times;
+        let free = |lease: Option<&Lease>| {
+            let spec = lease.and_then(|lease| lease.spec.as_ref());
+            spec.is_some_and(|spec| spec.holder_identity.as_deref().unwrap_or_default().is_empty())
+        };
+        scene.ns.request("a", "1").await;
+        scene.ns.await_cache("a", "it has run", runs(1)).await;
+        scene.ns.await_object("tokencache-a", "a Lease that is free", free).await;
+        // As another replica would have left both.
+        scene.ns.patch::<Lease>("tokencache-a", json!({"metadata": {"labels": {"example.com/had": "it"}}})).await;
+        let change = Patch::Merge(json!({"status": {"lastRunBy": "another"}}));
+        let patched = scene.ns.api::<TokenCache>().patch_status("a", &PatchParams::default(), &change).await;
+        patched.expect("a status");
+        // The controller has seen this, and with it all that came before.
+        scene.ready_cache("later", json!({})).await;
+        scene.ns.await_object("tokencache-later", "a Lease that is free", free).await;
+
+        let before = scene.controller.metrics().await;
+        scene.ns.request("a", "2").await;
+        scene.ns.await_cache("a", "it has run again", runs(2)).await;
+        scene.ns.await_object("tokencache-a", "a Lease that is free", free).await;
+        let after = scene.controller.metrics().await;
+        let leases = |verb: &str| {
+            let sum = |metrics: &Metrics| {
+                metrics.sum("tokencache_api_requests_total", &[("verb", verb), ("resource", "leases")])
+            };
+            sum(&after) - sum(&before)
+        };
+        assert_eq!((leases("get"), leases("update")), (1.0, 2.0), "{}", difference(&before, &after));
     });
 }
 
