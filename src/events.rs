@@ -11,7 +11,6 @@ use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-
 use tokio::time::Instant;
 
 use crate::{observe::limited, reason::Reason};
@@ -67,9 +66,11 @@ impl Events {
 
     /// Publishes, unless there were many on this object lately; a failure is logged only.
     pub async fn publish(&self, object: &impl Resource<DynamicType = ()>, reason: Reason, note: &str) {
-        let uid = object.meta().uid.as_deref().unwrap_or_default();
+        let metadata = object.meta();
+        let uid = metadata.uid.as_deref().unwrap_or_default();
         if !self.budgets.lock().unwrap_or_else(PoisonError::into_inner).take(uid, Instant::now()) {
-            tracing::debug!(uid, %reason, note, "an event was not published, since there were many on this object");
+            let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
+            tracing::debug!(namespace, name, %reason, "an event was not published, since there were many on this object");
             return;
         }
         let type_ = match reason {

@@ -1,13 +1,12 @@
 //! `fetch --direct`: a run without a controller, or beside one.
 
 use futures::future::join_all;
-use k8s_openapi::api::coordination::v1::Lease;
 use serde_json::json;
 use tokencache::api::TokenCache;
 
 use super::client::{failing, lazy};
 use crate::support::{
-    CacheView as _, Cluster, Ended, Namespace, Scene, SecretView as _,
+    CacheView as _, Cluster, Ended, Namespace, Scene, SecretView as _, holder,
     manifests::token_cache,
     scenario,
     server::{Behaviour, Gate, Options},
@@ -18,10 +17,6 @@ async fn direct(ns: &Namespace, more: &[&str]) -> Ended {
     let mut arguments = vec!["fetch", "a", "--direct", "--allow-cidr", "127.0.0.0/8"];
     arguments.extend(more);
     tokencache(&Cluster::get().await.kubeconfig, &ns.name, &arguments).await
-}
-
-fn holder(lease: &Lease) -> &str {
-    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
 }
 
 #[test]

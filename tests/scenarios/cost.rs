@@ -137,13 +137,9 @@ fn a_lease_that_somebody_else_has_had_since_is_read_and_not_written_in_vain() {
         let scene = Scene::new().await;
         scene.ns.create::<TokenCache>(token_cache("a", &scene.server, lazy())).await;
         let runs = |times: i64| move |cache: &TokenCache| cache.seen().runs == times;
-        let free = |lease: Option<&Lease>| {
-            let spec = lease.and_then(|lease| lease.spec.as_ref());
-            spec.is_some_and(|spec| spec.holder_identity.as_deref().unwrap_or_default().is_empty())
-        };
         scene.ns.request("a", "1").await;
         scene.ns.await_cache("a", "it has run", runs(1)).await;
-        scene.ns.await_object("tokencache-a", "a Lease that is free", free).await;
+        scene.ns.await_free_lease("a").await;
         // As another replica would have left both.
         scene.ns.patch::<Lease>("tokencache-a", json!({"metadata": {"labels": {"example.com/had": "it"}}})).await;
         let change = Patch::Merge(json!({"status": {"lastRunBy": "another"}}));
@@ -151,12 +147,12 @@ fn a_lease_that_somebody_else_has_had_since_is_read_and_not_written_in_vain() {
         patched.expect("a status");
         // The controller has seen this, and with it all that came before.
         scene.ready_cache("later", json!({})).await;
-        scene.ns.await_object("tokencache-later", "a Lease that is free", free).await;
+        scene.ns.await_free_lease("later").await;
 
         let before = scene.controller.metrics().await;
         scene.ns.request("a", "2").await;
         scene.ns.await_cache("a", "it has run again", runs(2)).await;
-        scene.ns.await_object("tokencache-a", "a Lease that is free", free).await;
+        scene.ns.await_free_lease("a").await;
         let after = scene.controller.metrics().await;
         let leases = |verb: &str| {
             let sum = |metrics: &Metrics| {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokencache::api::{TokenCache, names::LABEL_MANAGED};
 
 use crate::support::{
-    CacheView as _, Controller, Scene, SecretView as _, long,
+    CacheView as _, Controller, Scene, SecretView as _, holder, long,
     manifests::token_cache,
     pass, scenario,
     server::{Behaviour, Expiry, Gate, Options},
@@ -20,10 +20,6 @@ use crate::support::{
 };
 
 const SHORT_LEASES: [&str; 2] = ["--lease-duration", "3s"];
-
-fn holder(lease: &Lease) -> &str {
-    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
-}
 
 fn lease(owner: Value, holder: &str) -> Value {
     json!({
@@ -47,8 +43,7 @@ fn after_a_run_nobody_holds_the_lease() {
         assert_eq!(held.owner_references()[0].uid, cache.metadata.uid.expect("a uid"));
         gate.open();
         scene.ns.await_ready("a", true, "Fetched").await;
-        let free = |lease: Option<&Lease>| lease.is_some_and(|lease| holder(lease).is_empty());
-        scene.ns.await_object("tokencache-a", "a Lease that is free", free).await;
+        scene.ns.await_free_lease("a").await;
     });
 }
 
@@ -92,8 +87,7 @@ fn a_dead_holder_is_outwaited_for_one_duration_and_no_less() {
         scene.ns.await_ready("a", true, "Fetched").await;
         let waited = scene.server.arrivals("a")[0] - start;
         assert!(waited >= Duration::from_secs(3), "{waited:?} is less than the Lease's duration");
-        let free = |lease: Option<&Lease>| lease.is_some_and(|lease| holder(lease).is_empty());
-        let lease = scene.ns.await_object("tokencache-a", "a Lease that is free", free).await.expect("a Lease");
+        let lease = scene.ns.await_free_lease("a").await;
         assert_eq!(lease.spec.and_then(|spec| spec.lease_transitions), Some(5), "the take-over is counted");
     });
 }

@@ -29,7 +29,7 @@ pub use network::{Proxy, Relay};
 pub use oidc::{OidcProvider, opened};
 pub use rights::{Account, chart_rules};
 pub use scene::Scene;
-pub use seen::{CacheView, SecretView};
+pub use seen::{CacheView, SecretView, holder};
 
 #[path = "../../examples/token-server/server.rs"]
 pub mod server;

@@ -35,7 +35,7 @@ use super::{
     controller::Log,
     in_background,
     rights::{Account, chart_rules},
-    seen::CacheView as _,
+    seen::{CacheView as _, holder},
 };
 
 /// What the scenarios work with.
@@ -182,6 +182,13 @@ impl Namespace {
         self.await_object(name, what, |secret: Option<&Secret>| secret.is_some_and(&condition))
             .await
             .expect("it exists")
+    }
+
+    /// Waits until nobody holds the Lease of a TokenCache.
+    pub async fn await_free_lease(&self, name: &str) -> Lease {
+        let free = |lease: Option<&Lease>| lease.is_some_and(|lease| holder(lease).is_empty());
+        let lease = self.await_object(&format!("tokencache-{name}"), "a Lease that is free", free).await;
+        lease.expect("it exists")
     }
 
     /// Waits until an object is gone.

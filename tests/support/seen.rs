@@ -1,12 +1,20 @@
 //! What can be seen in objects, said shortly.
 
 use chrono::{DateTime, Utc};
-use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::{
+    api::{coordination::v1::Lease, core::v1::Secret},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::ResourceExt as _;
 use tokencache::{
     api::{TokenCache, TokenCacheStatus, names::ANNOTATION_EXPIRES_AT},
     time::parse_rfc3339,
 };
+
+/// Who holds a Lease; empty where nobody does.
+pub fn holder(lease: &Lease) -> &str {
+    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
+}
 
 /// A TokenCache as a scenario sees it.
 pub trait CacheView {
