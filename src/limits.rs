@@ -52,6 +52,18 @@ impl Limits {
         Ok(Place { _destination: destination, _all: self.all.clone().acquire_owned().await? })
     }
 
+    /// Whether a run to this destination would have a place at once.
+    #[must_use]
+    pub fn has_place(&self, destination: Option<&str>) -> bool {
+        // What is given back goes to those who wait, if any, so nobody waits where some are left.
+        let there = destination.is_none_or(|name| {
+            let destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
+            let places = destinations.get(name).and_then(Weak::upgrade);
+            places.is_none_or(|places| places.available_permits() > 0)
+        });
+        there && self.all.available_permits() > 0
+    }
+
     /// How many wait for a place.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -87,8 +99,10 @@ mod tests {
     async fn one_destination_takes_a_quarter_of_the_places_and_gives_them_back() {
         let limits = Limits::new(8);
         let slow = || limits.place(Some("slow:443".into()));
+        assert!(limits.has_place(Some("slow:443")));
         let held = [slow().await, slow().await];
         assert_eq!((limits.clone().waiting(), limits.taken()), (0, 2));
+        assert!(!limits.has_place(Some("slow:443")) && limits.has_place(Some("other:443")) && limits.has_place(None));
         let mut third = Box::pin(slow());
         assert!((&mut third).now_or_never().is_none());
         assert_eq!((limits.clone().waiting(), limits.taken()), (1, 2));
@@ -97,6 +111,9 @@ mod tests {
         assert!(limits.place(Some("other:443".into())).now_or_never().is_some());
         assert!(limits.place(None).now_or_never().is_some());
         drop(held);
-        assert!(slow().now_or_never().is_some());
+        assert!(limits.has_place(Some("slow:443")) && slow().now_or_never().is_some());
+        let all = [(); 8].map(|()| limits.place(None).now_or_never().unwrap().unwrap());
+        assert!(!limits.has_place(None) && !limits.has_place(Some("other:443")));
+        drop(all);
     }
 }

@@ -47,6 +47,8 @@ pub struct Note {
     pub absent: Option<Instant>,
     /// Since when a fetch has been due here.
     pub due_since: Option<Instant>,
+    /// `status.runs` when somebody else was found to run it, and until when that is believed.
+    pub busy: Option<(i64, Instant)>,
     /// The workloads' restarts.
     pub rollout: Rollout,
     /// Failures in a row of the Kubernetes API.
@@ -140,6 +142,14 @@ impl Note {
         if !stale {
             self.ahead = None;
         }
+    }
+
+    /// For how long the Lease need not be looked at, since somebody else holds it whose run has not ended: that would
+    /// show in `status.runs`.
+    #[must_use]
+    pub fn is_busy_for(&self, runs: i64, now: Instant) -> Option<Duration> {
+        let (_, until) = self.busy.filter(|(seen, _)| *seen == runs)?;
+        Some(until.saturating_duration_since(now)).filter(|left| !left.is_zero())
     }
 
     /// Whether an object with this `status.runs` is older than what this process wrote.
@@ -262,6 +272,15 @@ mod tests {
         assert_eq!(look(&notes), Turn::AfterRun);
         notes.run_ended(&key(), None);
         assert_eq!(look(&notes), Turn::Now);
+    }
+
+    #[test]
+    fn a_lease_that_was_found_held_is_left_alone_for_a_while_or_until_that_run_has_ended() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let note = Note { busy: Some((7, now + second)), ..Note::default() };
+        assert_eq!(note.is_busy_for(7, now), Some(second));
+        assert_eq!((note.is_busy_for(8, now), note.is_busy_for(7, now + second)), (None, None));
+        assert_eq!(Note::default().is_busy_for(0, now), None);
     }
 
     #[test]

@@ -50,6 +50,27 @@ impl Peers {
     }
 }
 
+/// For how many times the grace a replica without a free place keeps to the objects that it is the first to try.
+const OWN_FIRST: u32 = 10;
+
+/// For how long a replica of this rank still lets others go first, of an object that has been due for `waited`: a `grace`
+/// for each of them. One that has no free place as it is waits longer: were all to try all where they can hardly keep up,
+/// the most of their requests would be about Leases that another one has.
+#[must_use]
+pub fn lets_go_first(
+    rank: u32,
+    grace: Duration,
+    waited: Duration,
+    has_place: impl FnOnce() -> bool,
+) -> Option<Duration> {
+    let left = grace.saturating_mul(rank).saturating_sub(waited);
+    if !left.is_zero() {
+        return Some(left);
+    }
+    let to_others = rank > 0 && waited < grace.saturating_mul(OWN_FIRST);
+    (to_others && !has_place()).then_some(grace)
+}
+
 fn weight(replica: &str, object: &str) -> [u8; 32] {
     Sha256::new().chain_update(replica).chain_update([0]).chain_update(object).finalize().into()
 }
@@ -102,6 +123,25 @@ mod tests {
         assert_eq!(peers.rank(last, now), 0);
         peers.saw("0", now);
         assert_eq!(peers.rank(last, now), 1);
+    }
+
+    #[test]
+    fn who_has_no_free_place_keeps_to_its_own_for_a_while() {
+        let millis = Duration::from_millis;
+        for (rank, waited, has_place, expected) in [
+            (0, 0, true, None),
+            (0, 0, false, None),
+            (1, 0, true, Some(1000)),
+            (1, 400, false, Some(600)),
+            (2, 400, true, Some(1600)),
+            (1, 1000, true, None),
+            (1, 1000, false, Some(1000)),
+            (2, 9999, false, Some(1000)),
+            (2, 10_000, false, None),
+        ] {
+            let left = lets_go_first(rank, millis(1000), millis(waited), || has_place);
+            assert_eq!(left, expected.map(millis), "{rank} {waited} {has_place}");
+        }
     }
 
     #[test]

@@ -114,13 +114,26 @@ show_log() {
   tail -n 15 "$DIR/$1.log" | cut -c -300 | sed 's/^/  /' >&2
 }
 
-# free_ports N ADDRESS: N different ports that nothing listens on just now.
+# free_ports N ADDRESS: N different ports that nothing listens on just now. Not of those that outgoing connections are
+# given: one of these might have it when a part that was killed is to start again.
 free_ports() {
   python3 - "$@" <<'PY'
-import socket, sys
-sockets = [socket.socket() for _ in range(int(sys.argv[1]))]
-for s in sockets:
-    s.bind((sys.argv[2], 0))
-print(*(s.getsockname()[1] for s in sockets))
+import random, socket, sys
+with open('/proc/sys/net/ipv4/ip_local_port_range') as file:
+    low, high = map(int, file.read().split())
+others = [port for port in range(10000, 65536) if not low <= port <= high and not 30000 <= port < 32768]
+random.shuffle(others)
+ports = []
+# Where all may be given to outgoing connections, whichever is free.
+for port in others + [0] * int(sys.argv[1]):
+    if len(ports) == int(sys.argv[1]):
+        break
+    try:
+        one = socket.socket()
+        one.bind((sys.argv[2], port))
+        ports.append(one)
+    except OSError:
+        pass
+print(*(one.getsockname()[1] for one in ports))
 PY
 }

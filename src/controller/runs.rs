@@ -68,8 +68,7 @@ impl Context {
                 {
                     self.peers.saw(replica, Instant::now());
                 }
-                // Looked at in between, so that a renewal is seen when it comes and not a duration later.
-                Some(retry_in.min(BUSY))
+                Some(retry_in)
             }
         }
     }
@@ -123,7 +122,14 @@ impl Context {
             return Ok(Ran::Cancelled);
         }
         let run = Box::pin(self.runner.run(cache, metadata.as_deref(), cancel));
-        self.reporting(key, [fresh.then_some(PATIENCE), None], run).await
+        let mut ran = self.reporting(key, [fresh.then_some(PATIENCE), None], run).await;
+        if let Ok(Ran::Busy { retry_in, .. }) = &mut ran {
+            // Looked at in between, so that a renewal is seen when it comes and not a duration later.
+            *retry_in = BUSY.min(*retry_in);
+            let (runs, until) = (cache.status.as_ref().map_or(0, |status| status.runs), Instant::now() + *retry_in);
+            self.runner.notes.with_known(key, |note| note.busy = Some((runs, until)));
+        }
+        ran
     }
 
     /// The TokenCache as the watch shows it, if it can be read.

@@ -20,6 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Stop, finalize::finalize, kept::Kept, secrets::Secrets, watch::key};
 use crate::{
     api::TokenCache,
+    fetch::destination,
     limits::Limits,
     notes::{Key, Note, Turn},
     observe::{ApiError, checked, live_secret, observed, verify},
@@ -173,13 +174,13 @@ impl Context {
             self.runner.notes.with(key, |note| note.due_since = None);
         }
         let wake = match plan {
-            Plan::Fetch(why) => match self.grace(key, &seen) {
+            Plan::Fetch(why) => match self.turn(key, &seen, &note) {
                 None => {
                     tracing::debug!(namespace = key.0, name = key.1, %why, "a fetch is due");
                     self.begin(key, cache, &seen);
                     return Ok(Look::Running);
                 }
-                // Other replicas go first; a restart waits for the value that they bring.
+                // Another replica is at it, or goes first; a restart waits for the value that it brings.
                 wait => {
                     let expiry = self.until_expiry(&seen, now);
                     return Ok(Look::Done([wait, settle, recheck, expiry].into_iter().flatten().min()));
@@ -306,12 +307,16 @@ impl Context {
         Ok(None)
     }
 
-    /// How long other replicas are still to go first.
-    fn grace(&self, key: &Key, seen: &Observed<'_>) -> Option<Duration> {
+    /// When to look again, where a run is not to begin now: another replica is at it, or is to go first.
+    fn turn(&self, key: &Key, seen: &Observed<'_>, note: &Note) -> Option<Duration> {
         let now = Instant::now();
         let due_since = self.runner.notes.with(key, |note| *note.due_since.get_or_insert(now));
-        let first = grace(seen).saturating_mul(self.peers.rank(key, now));
-        first.checked_sub(now.duration_since(due_since)).filter(|left| !left.is_zero())
+        let runs = seen.cache.status.as_ref().map_or(0, |status| status.runs);
+        if let busy @ Some(_) = note.is_busy_for(runs, now) {
+            return busy;
+        }
+        let has_place = || self.limits.has_place(destination(&seen.cache.spec).as_deref());
+        peers::lets_go_first(self.peers.rank(key, now), grace(seen), now.duration_since(due_since), has_place)
     }
 }
 

@@ -21,7 +21,7 @@ pub async fn sing(world: &Arc<World>) {
     world.ns.create::<Lease>(json!({"metadata": {"name": "canary"}})).await;
     let world = world.clone();
     in_background(async move {
-        let leases: Api<Lease> = world.ns.api();
+        let leases: Api<Lease> = world.seen();
         let mut pause = tokio::time::interval(Duration::from_secs(1));
         let (mut waited, mut last) = (HashMap::new(), world.weather.now());
         for turn in 0.. {

@@ -35,8 +35,9 @@ pub struct Counts {
     pub early: Vec<String>,
     /// Seconds in which the machine was too busy to be judged.
     pub busy: f64,
-    /// The longest that a Lease was held by somebody dead or frozen, in seconds.
-    pub longest_held: f64,
+    /// The longest that a Lease was held by somebody dead or frozen, in seconds, and of which TokenCache from when on. That
+    /// of a TokenCache that was deleted stays until the garbage collector comes to it.
+    pub longest_held: (f64, String),
     /// TokenCaches that are not Ready, or whose Secret has no valid value, after peace.
     pub not_ready: Vec<String>,
     /// Leases that were held too long, that are held though nobody is there, or that belong to nobody.
@@ -62,8 +63,12 @@ impl Counts {
                 counts.excused += span.length() - left.iter().map(|span| span.length()).sum::<f64>();
                 counts.expired.extend(left.into_iter().map(|span| (name.clone(), span)));
             }
+            let deleted = world.weather.spans(|scope| matches!(scope, Scope::Gone(who) if who == name));
             for hold in excuses.hampered_holds(page, end) {
-                counts.longest_held = counts.longest_held.max(hold.length());
+                let to = deleted.iter().map(|span| span.from).filter(|at| hold.has(*at)).fold(hold.to, f64::min);
+                if to - hold.from > counts.longest_held.0 {
+                    counts.longest_held = (to - hold.from, format!("{name} from {:.1} s on", hold.from));
+                }
             }
             counts.meet(world, name, page, end);
             counts.judge_runs(world, name, page);
@@ -140,9 +145,10 @@ impl fmt::Display for Counts {
         row("seconds with an expired value in these", format!("{:.1}", self.expired_seconds()))?;
         row("tokens issued that reached no Secret", self.wasted.to_string())?;
         row("runs before their time", self.early.len().to_string())?;
-        row("longest hold of a Lease by who was dead, frozen or cut off, in s", format!("{:.1}", self.longest_held))?;
+        row("longest hold of a Lease by who was dead, frozen or cut off, in s", format!("{:.1}", self.longest_held.0))?;
         row("objects not Ready 30 s after peace", self.not_ready.len().to_string())?;
         row("Leases left behind", self.leases.len().to_string())?;
+        let longest = vec![self.longest_held.1.clone()];
         let spans = self.expired.iter().map(|(name, span)| format!("{name} from {:.1} to {:.1} s", span.from, span.to));
         let expired: Vec<String> = spans.collect();
         for (what, list) in [
@@ -150,6 +156,7 @@ impl fmt::Display for Counts {
             ("older", &self.older),
             ("expired", &expired),
             ("early", &self.early),
+            ("longest hold", &longest),
             ("not Ready", &self.not_ready),
             ("Lease", &self.leases),
         ] {

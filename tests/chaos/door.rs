@@ -21,16 +21,11 @@ pub struct Door {
 impl Door {
     /// A door before this server.
     pub async fn start(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let mut listening = listen(bind(([127, 0, 0, 1], 0).into()));
+        let address = listening.local_addr().expect("an address");
         let (open, mut turns) = watch::channel(true);
         in_background(async move {
-            let mut listener = Some(listener);
             loop {
-                let listening = match listener.take() {
-                    Some(listener) => listener,
-                    None => listen(address),
-                };
                 let mut connections = JoinSet::new();
                 let serve = async {
                     while let Ok((client, _)) = listening.accept().await {
@@ -43,9 +38,12 @@ impl Door {
                 }
                 // With them go the connections.
                 drop((listening, connections));
+                // The port stays ours; where nobody listens, connections are refused.
+                let closed = bind(address);
                 if turns.wait_for(|open| *open).await.is_err() {
                     return;
                 }
+                listening = listen(closed);
             }
         });
         Self { address, open }
@@ -57,11 +55,15 @@ impl Door {
     }
 }
 
-/// At the same address as before, although connections to it may linger.
-fn listen(address: SocketAddr) -> TcpListener {
+/// Also where connections to this address linger.
+fn bind(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_reuseaddr(true).expect("an option");
-    socket.bind(address).expect("the port is still ours");
+    socket.bind(address).expect("a port");
+    socket
+}
+
+fn listen(socket: TcpSocket) -> TcpListener {
     socket.listen(1024).expect("it listens")
 }
 

@@ -37,7 +37,7 @@ impl Eyes {
             let held = secret.map_or(Held::Nothing, |secret| held(&of, name, secret));
             book.with(name, |page| page.saw(of.weather.now(), held));
         };
-        in_background(follow(world.ns.api::<Secret>(), secrets));
+        in_background(follow(world.seen::<Secret>(), secrets));
         let (book, of) = (eyes.clone(), world.clone());
         let leases = move |name: &str, lease: Option<&Lease>| {
             let Some(name) = name.strip_prefix("tokencache-") else { return };
@@ -45,7 +45,7 @@ impl Eyes {
             let holder = holder.filter(|holder| !holder.is_empty());
             book.with(name, |page| page.saw_holder(of.weather.now(), holder));
         };
-        in_background(follow(world.ns.api::<Lease>(), leases));
+        in_background(follow(world.seen::<Lease>(), leases));
         eyes
     }
 

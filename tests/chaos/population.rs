@@ -4,8 +4,8 @@ use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Api,
-    api::{DeleteParams, Patch, PatchParams},
+    Api, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -93,9 +93,20 @@ pub async fn touch(world: &Arc<World>, index: usize, touch: Touch) {
         }
         Touch::Renew(away) => {
             let gone = world.weather.begin(Scope::Gone(name.clone()));
+            // Only this very one: of an API server that was frozen, a request that was given up may be carried out later.
+            let uid = std::sync::Mutex::new(None);
             insist(|| async {
-                let deleted = caches.delete(&name, &DeleteParams::default()).await;
-                deleted.is_ok() || matches!(deleted, Err(kube::Error::Api(status)) if status.code == 404)
+                let found = caches.get_opt(&name).await;
+                let Ok(found) = found else { return false };
+                *uid.lock().expect("no panic") = found.and_then(|cache| cache.uid());
+                true
+            })
+            .await;
+            let preconditions = Preconditions { uid: uid.into_inner().expect("no panic"), resource_version: None };
+            let params = DeleteParams::default().preconditions(preconditions);
+            insist(|| async {
+                let deleted = caches.delete(&name, &params).await;
+                deleted.is_ok() || matches!(deleted, Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409))
             })
             .await;
             tokio::time::sleep(away).await;

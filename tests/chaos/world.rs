@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, Client};
 use tokio::sync::Mutex;
 
 use super::{
@@ -12,8 +13,9 @@ use super::{
     weather::{Scope, Weather},
 };
 use crate::support::{
-    Controller, FlakyApi, Launch, Namespace, Trouble, faketime,
+    Cluster, Controller, FlakyApi, Launch, Namespace, Trouble, faketime,
     manifests::{CREDENTIALS, source_secret},
+    namespace::Object,
     server::{Options, TokenServer},
 };
 
@@ -42,6 +44,8 @@ pub struct World {
     pub ways: Vec<FlakyApi>,
     /// Held while a part of the control plane is in trouble, so that it is one at a time.
     pub plane: Mutex<()>,
+    /// For who looks on.
+    onlooker: Client,
     slots: Vec<Mutex<Option<Controller>>>,
     /// How far the clocks of the next controllers in the slots are off.
     clocks: std::sync::Mutex<[Option<&'static str>; SLOTS]>,
@@ -63,6 +67,7 @@ impl World {
             ways.push(FlakyApi::start(&ns, seed.wrapping_add(slot), Trouble::default()).await);
         }
         let world = Self {
+            onlooker: Cluster::get().await.impatient().await,
             weather: Weather::new(),
             door: Door::start(address).await,
             plane: Mutex::default(),
@@ -80,6 +85,11 @@ impl World {
         Arc::new(world)
     }
 
+    /// The objects of one type, for who looks on.
+    pub fn seen<K: Object>(&self) -> Api<K> {
+        Api::namespaced(self.onlooker.clone(), &self.ns.name)
+    }
+
     /// Where a TokenCache's tokens come from.
     pub fn url(&self, cache: &str) -> String {
         format!("http://{}/c/{cache}/token", self.door.address)
@@ -89,7 +99,8 @@ impl World {
     async fn start(&self, slot: usize) {
         let mut place = self.slots[slot].lock().await;
         let lease = format!("{}s", LEASE.as_secs());
-        let arguments = ["--lease-duration", &lease, "--concurrency", "64"];
+        // A quarter of it may go to one destination, and there is only one.
+        let arguments = ["--lease-duration", &lease, "--concurrency", "256"];
         let kubeconfig = Some(self.ways[slot].kubeconfig());
         let clock = self.clocks.lock().expect("no panic")[slot];
         let launch = Launch { arguments: &arguments, kubeconfig, clock, log: "info", ..Launch::default() };

@@ -52,14 +52,26 @@ impl Cluster {
                  or set {VARIABLE} to an admin's kubeconfig of one that may be filled with test objects"
             );
         };
-        let file = Kubeconfig::read_from(&kubeconfig).expect("a kubeconfig");
-        let mut config =
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.expect("a usable kubeconfig");
-        // A busy API server is no failure of a test.
-        config.read_timeout = Some(Duration::from_secs(300));
-        let client = connect(config).expect("a client");
+        let client = connect(config(&kubeconfig).await).expect("a client");
         Self { client, kubeconfig }
     }
+
+    /// A client that tells at once what the API server refuses. Else kube's client repeats it by itself, after pauses that
+    /// double up to minutes.
+    pub async fn impatient(&self) -> Client {
+        let mut config = config(&self.kubeconfig).await;
+        config.default_retry = false;
+        connect(config).expect("a client")
+    }
+}
+
+async fn config(kubeconfig: &str) -> Config {
+    let file = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
+    let mut config =
+        Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.expect("a usable kubeconfig");
+    // A busy API server is no failure of a test.
+    config.read_timeout = Some(Duration::from_secs(300));
+    config
 }
 
 /// By plain create and replace: Kubernetes 1.20 answers a server-side apply of it with 500.
