@@ -2,9 +2,9 @@
 
 use std::{path::Path, time::Duration};
 
-use tokio::process::Command;
+use tokio::{process::Command, time::Instant};
 
-use crate::support::{ended, poll, within};
+use crate::support::{Ended, ended, poll, within};
 
 /// The API server.
 pub const API_SERVER: &str = "kube-apiserver";
@@ -16,13 +16,17 @@ const CONTROLLER_MANAGER: &str = "kube-controller-manager";
 
 /// Carries out a verb of `hack/cluster.sh` on a part of the cluster of this run.
 async fn order(verb: &str, part: &str) {
+    let ended = ask(verb, part).await;
+    assert_eq!(ended.code, 0, "{verb} {part}: {}", ended.stderr);
+}
+
+async fn ask(verb: &str, part: &str) -> Ended {
     let Ok(cluster) = std::env::var("TOKENCACHE_CLUSTER") else {
         panic!("chaos needs a cluster of its own: hack/cluster.sh run -- cargo test --test chaos (see hack/chaos.sh)");
     };
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("hack/cluster.sh"));
     command.args([verb, "--name", &cluster, part]);
-    let ended = ended(command).await;
-    assert_eq!(ended.code, 0, "{verb} {part}: {}", ended.stderr);
+    ended(command).await
 }
 
 /// Kills a part, and starts it again after a while.
@@ -46,11 +50,40 @@ pub async fn recovered(client: &kube::Client) {
     restart(CONTROLLER_MANAGER, Duration::ZERO).await;
 }
 
+/// For how long the API server may be on its way before it is looked whether it is there at all.
+const ON_ITS_WAY: Duration = Duration::from_secs(10);
+
 async fn ready(client: &kube::Client) {
-    let ask = || async {
-        let request = http::Request::get("/readyz").body(Vec::new()).expect("a request");
-        let answer = tokio::time::timeout(Duration::from_secs(1), client.request_text(request)).await;
-        answer.is_ok_and(|text| text.is_ok_and(|text| text == "ok")).then_some(())
+    let mut looked = Instant::now();
+    let ask = || {
+        let is_late = looked.elapsed() > ON_ITS_WAY;
+        if is_late {
+            looked = Instant::now();
+        }
+        async move {
+            if is_late {
+                revive().await;
+            }
+            let request = http::Request::get("/readyz").body(Vec::new()).expect("a request");
+            let answer = tokio::time::timeout(Duration::from_secs(1), client.request_text(request)).await;
+            answer.is_ok_and(|text| text.is_ok_and(|text| text == "ok")).then_some(())
+        }
     };
     within("the API server is ready", poll(ask)).await;
+}
+
+/// Starts the API server if it has ended by itself, as that of 1.20 sometimes does after a thaw, and tells its last words.
+async fn revive() {
+    if ask("start", API_SERVER).await.code != 0 {
+        // It is there.
+        return;
+    }
+    println!("    {API_SERVER} had ended by itself, and was started again");
+    let log =
+        std::env::var("TOKENCACHE_TEST_KUBECONFIG").map(|path| Path::new(&path).with_file_name("kube-apiserver.log"));
+    let text = log.ok().and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let mut last =
+        text.lines().filter(|line| ["fatal error:", "panic:", "F1", "Error:"].iter().any(|it| line.starts_with(it)));
+    println!("    {}", last.next_back().unwrap_or("without a word"));
 }
