@@ -49,7 +49,9 @@ process_start() {
   { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 0
   # The name, in parentheses, may hold spaces.
   read -ra stat <<<"${stat##*) }"
-  [[ ${stat[0]} == Z ]] || echo "${stat[19]}"
+  # It holds its ports until the last of its threads has ended.
+  local threads=("/proc/$1/task/"*)
+  [[ ${stat[0]} == Z ]] && ((${#threads[@]} < 2)) || echo "${stat[19]}"
 }
 
 # spawn COMPONENT CMD…: a daemon of the cluster in $DIR, in a session of its own so that it outlives us.
