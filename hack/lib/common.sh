@@ -117,7 +117,7 @@ show_log() {
 }
 
 # free_ports N ADDRESS: N different ports that nothing listens on just now. Not of those that outgoing connections are
-# given: one of these might have it when a part that was killed is to start again.
+# given: one of these might have it when a part that was killed is to start again. Nor of a cluster's node ports.
 free_ports() {
   python3 - "$@" <<'PY'
 import random, socket, sys

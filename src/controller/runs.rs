@@ -6,7 +6,7 @@ use futures::FutureExt as _;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::tend::{Context, LOOK_AGAIN, RECHECK, at};
+use super::tend::{Context, LOOK_AGAIN, at};
 use crate::{
     api::TokenCache,
     fetch::destination,
@@ -38,7 +38,7 @@ impl Context {
             let run = context.reporting(&key, moments, context.run(&key, destination, fresh, &cancel));
             let ran = AssertUnwindSafe(Box::pin(run)).catch_unwind().await.unwrap_or_else(|_| {
                 tracing::error!(namespace = key.0, name = key.1, "a run ended unexpectedly");
-                Ok(Ran::Busy { retry_in: RECHECK, holder: String::new() })
+                Ok(Ran::Busy { retry_in: BUSY, holder: String::new() })
             });
             let wake = context.settled(&key, ran.map(|ran| context.after(&key, ran)));
             context.runner.notes.run_ended(&key, wake);
@@ -123,11 +123,14 @@ impl Context {
         }
         let run = Box::pin(self.runner.run(cache, metadata.as_deref(), cancel));
         let mut ran = self.reporting(key, [fresh.then_some(PATIENCE), None], run).await;
-        if let Ok(Ran::Busy { retry_in, .. }) = &mut ran {
+        if let Ok(Ran::Busy { retry_in, holder }) = &mut ran {
             // Looked at in between, so that a renewal is seen when it comes and not a duration later.
             *retry_in = BUSY.min(*retry_in);
-            let (runs, until) = (cache.status.as_ref().map_or(0, |status| status.runs), Instant::now() + *retry_in);
-            self.runner.notes.with_known(key, |note| note.busy = Some((runs, until)));
+            // Without a holder, it was its own run that came to nothing.
+            if !holder.is_empty() {
+                let (runs, until) = (cache.status.as_ref().map_or(0, |status| status.runs), Instant::now() + *retry_in);
+                self.runner.notes.with_known(key, |note| note.busy = Some((runs, until)));
+            }
         }
         ran
     }

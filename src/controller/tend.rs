@@ -312,11 +312,10 @@ impl Context {
         let now = Instant::now();
         let due_since = self.runner.notes.with(key, |note| *note.due_since.get_or_insert(now));
         let runs = seen.cache.status.as_ref().map_or(0, |status| status.runs);
-        if let busy @ Some(_) = note.is_busy_for(runs, now) {
-            return busy;
-        }
         let has_place = || self.limits.has_place(destination(&seen.cache.spec).as_deref());
-        peers::lets_go_first(self.peers.rank(key, now), grace(seen), now.duration_since(due_since), has_place)
+        note.is_busy_for(runs, now).or_else(|| {
+            peers::lets_go_first(self.peers.rank(key, now), grace(seen), now.duration_since(due_since), has_place)
+        })
     }
 }
 

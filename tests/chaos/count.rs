@@ -35,9 +35,9 @@ pub struct Counts {
     pub early: Vec<String>,
     /// Seconds in which the machine was too busy to be judged.
     pub busy: f64,
-    /// The longest that a Lease was held by somebody dead or frozen, in seconds, and of which TokenCache from when on. That
-    /// of a TokenCache that was deleted stays until the garbage collector comes to it.
-    pub longest_held: (f64, String),
+    /// When a Lease was held for the longest by somebody dead or frozen, and of which TokenCache; until that was deleted at
+    /// most, since the Lease of one that is gone stays until the garbage collector comes to it.
+    pub longest_held: Option<(String, Span)>,
     /// TokenCaches that are not Ready, or whose Secret has no valid value, after peace.
     pub not_ready: Vec<String>,
     /// Leases that were held too long, that are held though nobody is there, or that belong to nobody.
@@ -66,8 +66,9 @@ impl Counts {
             let deleted = world.weather.spans(|scope| matches!(scope, Scope::Gone(who) if who == name));
             for hold in excuses.hampered_holds(page, end) {
                 let to = deleted.iter().map(|span| span.from).filter(|at| hold.has(*at)).fold(hold.to, f64::min);
-                if to - hold.from > counts.longest_held.0 {
-                    counts.longest_held = (to - hold.from, format!("{name} from {:.1} s on", hold.from));
+                let hold = Span::new(hold.from, to);
+                if hold.length() > counts.longest_held() {
+                    counts.longest_held = Some((name.clone(), hold));
                 }
             }
             counts.meet(world, name, page, end);
@@ -80,6 +81,11 @@ impl Counts {
     /// Seconds with an expired value that nothing excuses.
     pub fn expired_seconds(&self) -> f64 {
         self.expired.iter().map(|(_, span)| span.length()).fold(0.0, |sum, length| sum + length)
+    }
+
+    /// Seconds for which a Lease was held by somebody dead or frozen, at the longest.
+    pub fn longest_held(&self) -> f64 {
+        self.longest_held.as_ref().map_or(0.0, |(_, span)| span.length())
     }
 
     /// The longest of the stretches of them.
@@ -145,12 +151,12 @@ impl fmt::Display for Counts {
         row("seconds with an expired value in these", format!("{:.1}", self.expired_seconds()))?;
         row("tokens issued that reached no Secret", self.wasted.to_string())?;
         row("runs before their time", self.early.len().to_string())?;
-        row("longest hold of a Lease by who was dead, frozen or cut off, in s", format!("{:.1}", self.longest_held.0))?;
+        row("longest hold of a Lease by who was dead, frozen or cut off, in s", format!("{:.1}", self.longest_held()))?;
         row("objects not Ready 30 s after peace", self.not_ready.len().to_string())?;
         row("Leases left behind", self.leases.len().to_string())?;
-        let longest = vec![self.longest_held.1.clone()];
-        let spans = self.expired.iter().map(|(name, span)| format!("{name} from {:.1} to {:.1} s", span.from, span.to));
-        let expired: Vec<String> = spans.collect();
+        let said = |(name, span): &(String, Span)| format!("{name} from {:.1} to {:.1} s", span.from, span.to);
+        let expired: Vec<String> = self.expired.iter().map(said).collect();
+        let longest: Vec<String> = self.longest_held.iter().map(said).collect();
         for (what, list) in [
             ("two inside", &self.met),
             ("older", &self.older),

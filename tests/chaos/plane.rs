@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use tokio::{process::Command, time::Instant};
+use tokio::{process::Command, time::timeout};
 
 use crate::support::{Ended, ended, poll, within};
 
@@ -54,25 +54,20 @@ pub async fn recovered(client: &kube::Client) {
 const ON_ITS_WAY: Duration = Duration::from_secs(10);
 
 async fn ready(client: &kube::Client) {
-    let mut looked = Instant::now();
-    let ask = || {
-        let is_late = looked.elapsed() > ON_ITS_WAY;
-        if is_late {
-            looked = Instant::now();
-        }
-        async move {
-            if is_late {
-                revive().await;
-            }
-            let request = http::Request::get("/readyz").body(Vec::new()).expect("a request");
-            let answer = tokio::time::timeout(Duration::from_secs(1), client.request_text(request)).await;
-            answer.is_ok_and(|text| text.is_ok_and(|text| text == "ok")).then_some(())
+    let ask = || async {
+        let request = http::Request::get("/readyz").body(Vec::new()).expect("a request");
+        let answer = timeout(Duration::from_secs(1), client.request_text(request)).await;
+        answer.is_ok_and(|text| text.is_ok_and(|text| text == "ok")).then_some(())
+    };
+    let answered = async {
+        while timeout(ON_ITS_WAY, poll(ask)).await.is_err() {
+            revive().await;
         }
     };
-    within("the API server is ready", poll(ask)).await;
+    within("the API server is ready", answered).await;
 }
 
-/// Starts the API server if it has ended by itself, as that of 1.20 sometimes does after a thaw, and tells its last words.
+/// Starts the API server if it has ended by itself, as that of 1.20 seems to after some thaws, and tells its last words.
 async fn revive() {
     if ask("start", API_SERVER).await.code != 0 {
         // It is there.

@@ -2,6 +2,7 @@
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, ResourceExt as _,
@@ -13,13 +14,14 @@ use tokencache::api::{
     TokenCache,
     names::{ANNOTATION_EXPIRES_AT, ANNOTATION_REFRESH_REQUESTED},
 };
+use tokio::time::{sleep, timeout};
 
 use super::{
     schedule::Touch,
     weather::Scope,
     world::{RENEW_BEFORE, RETRY, TIMEOUT, World},
 };
-use crate::support::manifests::token_cache;
+use crate::support::{manifests::token_cache, poll};
 
 /// For how long a change waits for the API server, which may be away. One that it does not answer may have been made.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -42,23 +44,18 @@ fn manifest(world: &World, name: &str) -> Value {
 /// Creates a TokenCache, however often it takes: the API server may be away.
 pub async fn create(world: &World, name: &str) {
     insist(|| async {
-        match world.ns.try_create::<TokenCache>(manifest(world, name)).await {
-            Err(kube::Error::Api(status)) if status.is_already_exists() => true,
+        let created = match world.ns.try_create::<TokenCache>(manifest(world, name)).await {
+            Err(kube::Error::Api(status)) => status.is_already_exists(),
             created => created.is_ok(),
-        }
+        };
+        created.then_some(())
     })
     .await;
 }
 
-/// Asks again and again until it is done.
-async fn insist<F: Future<Output = bool>>(mut ask: impl FnMut() -> F) {
-    let mut pause = tokio::time::interval(Duration::from_millis(300));
-    loop {
-        pause.tick().await;
-        if tokio::time::timeout(Duration::from_secs(2), ask()).await.unwrap_or_default() {
-            return;
-        }
-    }
+/// Asks again and again until it is done, and for no answer longer than two seconds.
+async fn insist<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> T {
+    poll(|| timeout(Duration::from_secs(2), ask()).map(|asked| asked.ok().flatten())).await
 }
 
 /// Changes an object, if it and the API server are there just now.
@@ -67,7 +64,7 @@ where
     K: Clone + DeserializeOwned + Debug,
 {
     let (params, change) = (PatchParams::default(), Patch::Merge(change));
-    let _ = tokio::time::timeout(PATIENCE, objects.patch(name, &params, &change)).await;
+    let _ = timeout(PATIENCE, objects.patch(name, &params, &change)).await;
 }
 
 /// Does this to a TokenCache or its Secret.
@@ -80,7 +77,7 @@ pub async fn touch(world: &Arc<World>, index: usize, touch: Touch) {
     let stamp = format!("{:016x}", rand::random::<u64>());
     match touch {
         Touch::DeleteSecret => {
-            let _ = tokio::time::timeout(PATIENCE, secrets.delete(&name, &DeleteParams::default())).await;
+            let _ = timeout(PATIENCE, secrets.delete(&name, &DeleteParams::default())).await;
         }
         Touch::EditData => secret(json!({"stringData": {"token": stamp}})).await,
         Touch::EditExpiry => {
@@ -94,22 +91,20 @@ pub async fn touch(world: &Arc<World>, index: usize, touch: Touch) {
         Touch::Renew(away) => {
             let gone = world.weather.begin(Scope::Gone(name.clone()));
             // Only this very one: of an API server that was frozen, a request that was given up may be carried out later.
-            let uid = std::sync::Mutex::new(None);
-            insist(|| async {
-                let found = caches.get_opt(&name).await;
-                let Ok(found) = found else { return false };
-                *uid.lock().expect("no panic") = found.and_then(|cache| cache.uid());
-                true
-            })
-            .await;
-            let preconditions = Preconditions { uid: uid.into_inner().expect("no panic"), resource_version: None };
-            let params = DeleteParams::default().preconditions(preconditions);
-            insist(|| async {
-                let deleted = caches.delete(&name, &params).await;
-                deleted.is_ok() || matches!(deleted, Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409))
-            })
-            .await;
-            tokio::time::sleep(away).await;
+            let found = insist(|| async { caches.get_opt(&name).await.ok() }).await;
+            if let Some(uid) = found.and_then(|cache| cache.uid()) {
+                let preconditions = Preconditions { uid: Some(uid), resource_version: None };
+                let params = DeleteParams::default().preconditions(preconditions);
+                insist(|| async {
+                    let deleted = match caches.delete(&name, &params).await {
+                        Err(kube::Error::Api(status)) => matches!(status.code, 404 | 409),
+                        deleted => deleted.is_ok(),
+                    };
+                    deleted.then_some(())
+                })
+                .await;
+            }
+            sleep(away).await;
             create(world, &name).await;
             gone.end();
         }

@@ -185,7 +185,7 @@ fn judge(counts: &Counts, world: &World, seed: u64) {
     want(counts.not_ready.is_empty(), "all Ready 30 s after peace");
     want(counts.leases.is_empty(), "no Lease left behind");
     // One duration after somebody first looked, who looks at the latest when the value is due.
-    want(counts.longest_held.0 < 40.0, "no dead holder keeps a Lease for long");
+    want(counts.longest_held() < 40.0, "no dead holder keeps a Lease for long");
     if !wrong.is_empty() {
         let folder = write_logs(world, seed);
         panic!("seed {seed}: not so: {}; the controllers' logs are in {folder}", wrong.join("; "));

@@ -131,15 +131,25 @@ fn an_eager_refresh_costs_at_most_four_writes_and_one_read() {
     });
 }
 
+/// Requests for Leases so far.
+fn leases(metrics: &Metrics, verb: &str) -> f64 {
+    metrics.sum("tokencache_api_requests_total", &[("verb", verb), ("resource", "leases")])
+}
+
+/// With a TokenCache that has run once, because it was asked to, and whose Lease is free.
+async fn scene_with_one_that_has_run() -> Scene {
+    let scene = Scene::new().await;
+    scene.ns.create::<TokenCache>(token_cache("a", &scene.server, lazy())).await;
+    scene.ns.request("a", "1").await;
+    scene.ns.await_cache("a", "it has run", |cache| cache.seen().runs == 1).await;
+    scene.ns.await_free_lease("a").await;
+    scene
+}
+
 #[test]
 fn a_lease_that_somebody_else_has_had_since_is_read_and_not_written_in_vain() {
     scenario(async {
-        let scene = Scene::new().await;
-        scene.ns.create::<TokenCache>(token_cache("a", &scene.server, lazy())).await;
-        let runs = |times: i64| move |cache: &TokenCache| cache.seen().runs == times;
-        scene.ns.request("a", "1").await;
-        scene.ns.await_cache("a", "it has run", runs(1)).await;
-        scene.ns.await_free_lease("a").await;
+        let scene = scene_with_one_that_has_run().await;
         // As another replica would have left both.
         scene.ns.patch::<Lease>("tokencache-a", json!({"metadata": {"labels": {"example.com/had": "it"}}})).await;
         let change = Patch::Merge(json!({"status": {"lastRunBy": "another"}}));
@@ -151,27 +161,18 @@ fn a_lease_that_somebody_else_has_had_since_is_read_and_not_written_in_vain() {
 
         let before = scene.controller.metrics().await;
         scene.ns.request("a", "2").await;
-        scene.ns.await_cache("a", "it has run again", runs(2)).await;
+        scene.ns.await_cache("a", "it has run again", |cache| cache.seen().runs == 2).await;
         scene.ns.await_free_lease("a").await;
         let after = scene.controller.metrics().await;
-        let leases = |verb: &str| {
-            let sum = |metrics: &Metrics| {
-                metrics.sum("tokencache_api_requests_total", &[("verb", verb), ("resource", "leases")])
-            };
-            sum(&after) - sum(&before)
-        };
-        assert_eq!((leases("get"), leases("update")), (1.0, 2.0), "{}", difference(&before, &after));
+        let sent = |verb: &str| leases(&after, verb) - leases(&before, verb);
+        assert_eq!((sent("get"), sent("update")), (1.0, 2.0), "{}", difference(&before, &after));
     });
 }
 
 #[test]
 fn a_lease_that_was_found_held_is_not_read_again_at_each_change_of_its_object() {
     scenario(async {
-        let scene = Scene::new().await;
-        scene.ns.create::<TokenCache>(token_cache("a", &scene.server, lazy())).await;
-        scene.ns.request("a", "1").await;
-        scene.ns.await_cache("a", "it has run", |cache| cache.seen().runs == 1).await;
-        scene.ns.await_free_lease("a").await;
+        let scene = scene_with_one_that_has_run().await;
         let held_by = |holder: &str| json!({"spec": {"holderIdentity": holder, "leaseDurationSeconds": 600}});
         scene.ns.patch::<Lease>("tokencache-a", held_by("another_1_1")).await;
         let (before, begun) = (scene.controller.metrics().await, Instant::now());
@@ -183,10 +184,7 @@ fn a_lease_that_was_found_held_is_not_read_again_at_each_change_of_its_object() 
         }
         let after = scene.controller.metrics().await;
         let taken = begun.elapsed().as_secs() / 5;
-        let read = |metrics: &Metrics| {
-            metrics.sum("tokencache_api_requests_total", &[("verb", "get"), ("resource", "leases")])
-        };
-        let reads = read(&after) - read(&before);
+        let reads = leases(&after, "get") - leases(&before, "get");
         assert!(taken < changes - 2, "the machine is too slow to tell");
         // By the first it was found held, after the write in vain as it was left; then once in five seconds.
         assert!(reads <= 1.0 + taken as f64, "{reads} reads:\n{}", difference(&before, &after));
