@@ -70,7 +70,7 @@ impl ApiError {
 pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: &'a Note) -> Observed<'a> {
     let verified = note.verified.as_ref().map(|(version, intact)| (version.as_str(), *intact));
     let version = metadata.and_then(|metadata| metadata.resource_version.as_ref());
-    let runs = cache.status.as_ref().map_or(0, |status| status.runs);
+    let runs = cache.runs();
     let next_retry_at = cache.status.as_ref().and_then(|status| status.next_retry_at);
     Observed {
         cache,

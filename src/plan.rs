@@ -218,6 +218,14 @@ pub fn decide(observed: &Observed<'_>, now: DateTime<Utc>) -> Plan {
 }
 
 impl Observed<'_> {
+    /// When a run that failed is repeated, which may not be before `retry_at`, by what all replicas see: one that was asked
+    /// for while the value is valid is not repeated before that is due, if ever.
+    #[must_use]
+    pub fn next_attempt(&self, retry_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let (why, at) = Self { exact: None, ..self.clone() }.due(now)?;
+        Some(if why == Why::Due { at.max(retry_at) } else { retry_at })
+    }
+
     /// Before which moment a failed fetch is not repeated.
     fn backoff_until(&self) -> Option<DateTime<Utc>> {
         let stored = self.cache.status.as_ref().and_then(|status| status.next_retry_at);

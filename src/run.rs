@@ -256,7 +256,7 @@ impl Runner {
             let version = note.exact.as_ref().map(|(version, _)| version.clone());
             (version, note.reported.map(|(runs, _)| runs))
         });
-        let runs = shown.status.as_ref().map_or(0, |status| status.runs);
+        let runs = shown.runs();
         match watched {
             None => written.is_none() && reported.unwrap_or(runs) == 0,
             Some(watched) => {

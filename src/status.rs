@@ -131,7 +131,8 @@ fn ready(
     let valid = observed.lifetime().filter(|lifetime| !lifetime.expires_at.is_past(now));
     let failure = status.last_failure.as_ref().filter(|_| status.failures > 0);
     let failed = failure.map(|failure| {
-        let again = status.next_retry_at.map(|at| format!("; next attempt at {}", rfc3339(at))).unwrap_or_default();
+        let again = status.next_retry_at.and_then(|at| observed.next_attempt(at, now));
+        let again = again.map(|at| format!("; next attempt at {}", rfc3339(at))).unwrap_or_default();
         format!("{}: {}{again}", failure.reason, failure.message)
     });
     if let Some(lifetime) = valid {

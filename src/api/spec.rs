@@ -377,4 +377,10 @@ impl super::TokenCache {
     pub fn secret_name(&self) -> &str {
         self.spec.target.name.as_deref().or(self.metadata.name.as_deref()).unwrap_or_default()
     }
+
+    /// Runs so far, as `status` counts them.
+    #[must_use]
+    pub fn runs(&self) -> i64 {
+        self.status.as_ref().map_or(0, |status| status.runs)
+    }
 }

@@ -82,7 +82,7 @@ impl Kept {
         let metadata =
             ObjectMeta { namespace: sent.metadata.namespace, name: sent.metadata.name, ..ObjectMeta::default() };
         let known = read.as_ref().ok();
-        let runs = known.and_then(|cache| cache.status.as_ref()).map_or(0, |status| status.runs);
+        let runs = known.map_or(0, TokenCache::runs);
         let standing = known.map(Standing::of);
         (Self { metadata, text: Packed::new(&sent.text), standing, runs, spec: sent.spec }, read)
     }

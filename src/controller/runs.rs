@@ -128,8 +128,8 @@ impl Context {
             *retry_in = BUSY.min(*retry_in);
             // Without a holder, it was its own run that came to nothing.
             if !holder.is_empty() {
-                let (runs, until) = (cache.status.as_ref().map_or(0, |status| status.runs), Instant::now() + *retry_in);
-                self.runner.notes.with_known(key, |note| note.busy = Some((runs, until)));
+                let busy = Some((cache.runs(), Instant::now() + *retry_in));
+                self.runner.notes.with_known(key, |note| note.busy = busy);
             }
         }
         ran
@@ -151,11 +151,9 @@ impl Context {
             remove(&self.runner.client, &key.0, cache.secret_name(), &stored).await?;
             seen.secret = SecretState::Absent;
         }
-        let runs = cache.status.as_ref().map_or(0, |status| status.runs);
-        let wanted = |cache: &TokenCache| {
-            let current = cache.status.as_ref().map_or(0, |status| status.runs);
-            (current == runs).then(|| at_expiry(&Observed { cache, ..seen.clone() }, now))
-        };
+        let runs = cache.runs();
+        let wanted =
+            |cache: &TokenCache| (cache.runs() == runs).then(|| at_expiry(&Observed { cache, ..seen.clone() }, now));
         self.runner.reporter.report(key, cache, wanted).await.map(|_| ())
     }
 }

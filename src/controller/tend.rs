@@ -160,7 +160,7 @@ impl Context {
             return Ok(Look::Done(None));
         }
         let mut note = checked(&self.runner.notes, key, cache);
-        if note.is_ahead_of(cache.status.as_ref().map_or(0, |status| status.runs)) {
+        if note.is_ahead_of(cache.runs()) {
             return Ok(Look::Done(Some(LOOK_AGAIN)));
         }
         let metadata = self.secret_metadata(key, cache, &note);
@@ -299,7 +299,7 @@ impl Context {
         if stands {
             return Ok(Some(RECHECK));
         }
-        let runs = cache.status.as_ref().map_or(0, |status| status.runs);
+        let runs = cache.runs();
         *note = self.runner.notes.with(key, |note| {
             note.unblocked = Some(runs);
             note.clone()
@@ -311,7 +311,7 @@ impl Context {
     fn turn(&self, key: &Key, seen: &Observed<'_>, note: &Note) -> Option<Duration> {
         let now = Instant::now();
         let due_since = self.runner.notes.with(key, |note| *note.due_since.get_or_insert(now));
-        let runs = seen.cache.status.as_ref().map_or(0, |status| status.runs);
+        let runs = seen.cache.runs();
         let has_place = || self.limits.has_place(destination(&seen.cache.spec).as_deref());
         note.is_busy_for(runs, now).or_else(|| {
             peers::lets_go_first(self.peers.rank(key, now), grace(seen), now.duration_since(due_since), has_place)

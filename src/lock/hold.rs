@@ -22,7 +22,8 @@ pub struct Hold {
     uninterrupted: bool,
     lost: CancellationToken,
     stop: DropGuard,
-    renewal: JoinHandle<()>,
+    /// Tells at its end whether somebody else has the Lease.
+    renewal: JoinHandle<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -82,14 +83,14 @@ impl Hold {
         matches!(mine(&self.active.locks, &self.active.owner, &self.me).await, Ok(Some(_)))
     }
 
-    /// Lets go of the Lease. A failure is logged only: who comes next waits for one duration.
+    /// Lets go of the Lease, also of one that was given up as lost: nobody else may have taken it yet, and would wait
+    /// for a duration. A failure is logged only.
     pub async fn release(self) {
-        let Self { active, me, state: held, lost, stop, renewal, .. } = self;
+        let Self { active, me, state: held, stop, renewal, .. } = self;
         let Active { locks, owner } = &active;
         drop(stop);
         // A renewal that is under way is awaited, since it decides the resourceVersion.
-        let _ = renewal.await;
-        if lost.is_cancelled() {
+        if renewal.await.unwrap_or_default() {
             return;
         }
         let mut seen = state(&held).seen;
@@ -126,14 +127,14 @@ async fn renew(
     held: Arc<Mutex<State>>,
     lost: CancellationToken,
     stop: CancellationToken,
-) {
+) -> bool {
     let duration = locks.0.duration;
     let mut next = next_renewal(state(&held).renewed, duration);
     loop {
         let State { seen, renewed } = state(&held);
         let deadline = deadline(renewed, duration);
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => return false,
             () = sleep_until(next.min(deadline)) => {}
         }
         let sent = Instant::now();
@@ -152,10 +153,10 @@ async fn renew(
                 next = Instant::now();
             }
             Ok(Renewal::Failed) if Instant::now() < deadline => next = Instant::now() + duration / 30,
-            Ok(Renewal::Failed | Renewal::Taken) | Err(_) => {
+            ended @ (Ok(Renewal::Failed | Renewal::Taken) | Err(_)) => {
                 tracing::warn!(namespace = owner.namespace, name = owner.name, "the Lease was lost");
                 lost.cancel();
-                return;
+                return matches!(ended, Ok(Renewal::Taken));
             }
         }
     }

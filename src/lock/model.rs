@@ -95,7 +95,7 @@ impl Lock {
                 older(renewed);
             }
             if !process.frozen && self.is_late(&world.processes[at]) {
-                world.drop_all(at);
+                world.give_up(at);
             }
         }
     }
@@ -165,7 +165,7 @@ impl Lock {
                 let doing = trusted.map_or(Doing::Looking, |wrote| Doing::Trusting { wrote });
                 process.phase = Phase::Holding { version, renewed: age, run, doing };
                 if self.is_late(&world.processes[at]) {
-                    world.drop_all(at);
+                    world.give_up(at);
                 }
             }
             // It may be mine, or somebody was faster: judged again, under the same identity.
@@ -185,7 +185,7 @@ impl Lock {
                     (Phase::Holding { version, renewed, .. }, Some((new, _)), _) => {
                         (*version, *renewed) = (new, age);
                         if self.is_late(&world.processes[at]) {
-                            world.drop_all(at);
+                            world.give_up(at);
                         }
                     }
                     (Phase::Holding { version, .. }, None, Some(found)) => *version = found,
@@ -197,10 +197,18 @@ impl Lock {
                 world.processes[at].wrote = answer.map(|(version, _)| version);
                 world.release(at);
             }
-            (Write::Free { .. }, answer) => {
-                world.processes[at].released = answer.map(|(version, _)| version);
+            (Write::Free { .. }, Some((version, _))) => {
+                world.processes[at].released = Some(version);
                 world.processes[at].phase = Phase::Idle;
             }
+            // Refused, or not known: it may still be mine, by a renewal that came after.
+            (Write::Free { .. }, None) => match world.lease.clone().filter(|lease| lease.holder == Some(id)) {
+                Some(mine) => world.free(at, mine.version),
+                None => {
+                    world.processes[at].released = None;
+                    world.processes[at].phase = Phase::Idle;
+                }
+            },
         }
     }
 }
@@ -369,7 +377,7 @@ impl Model for Lock {
                 world.processes[at].frozen = false;
                 // The clock tells it before anything else does.
                 if self.is_late(&world.processes[at]) {
-                    world.drop_all(at);
+                    world.give_up(at);
                 }
             }
         }

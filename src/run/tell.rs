@@ -72,8 +72,7 @@ impl Runner {
         log(key, source, why, &result, took, seen.lifetime());
         let wanted = |cache: &TokenCache| {
             // Of two runs that both ended, the one that lost its Lease is the older.
-            let runs = cache.status.as_ref().map_or(0, |status| status.runs);
-            (!lost || runs == before.runs).then(|| after_run(&Observed { cache, ..left.clone() }, &ended, now))
+            (!lost || cache.runs() == before.runs).then(|| after_run(&Observed { cache, ..left.clone() }, &ended, now))
         };
         if self.reporter.report(key, seen.cache, wanted).instrument(info_span!("report")).await? {
             let of_source = result.as_ref().err().is_some_and(|failure| Reason::is_of_source(failure.reason.as_str()));
@@ -130,7 +129,7 @@ impl Runner {
         );
         let now = self.clock.now();
         let note = checked(&self.notes, key, cache);
-        let runs = cache.status.as_ref().map_or(0, |status| status.runs);
+        let runs = cache.runs();
         let generation = cache.metadata.generation;
         let wanted = |cache: &TokenCache| {
             let seen = observed(cache, metadata, &note);
@@ -142,8 +141,7 @@ impl Runner {
                 answered: seen.open_request(),
                 written: None,
             };
-            let now_runs = cache.status.as_ref().map_or(0, |status| status.runs);
-            (now_runs == runs).then(|| after_run(&seen, &ended, now))
+            (cache.runs() == runs).then(|| after_run(&seen, &ended, now))
         };
         if self.reporter.report(key, cache, wanted).await? {
             note_reported(&self.notes, key, runs + 1, None);

@@ -27,18 +27,28 @@ const FAILED: fn() -> Value = || {
 #[test]
 fn ready_says_what_the_secret_holds_and_why() {
     let valid = |cache: &TokenCache| Some(stored(cache, lifetime(0.0, 100.0)));
+    let due = |cache: &TokenCache| Some(stored(cache, lifetime(-90.0, 10.0)));
     let expired = |cache: &TokenCache| Some(stored(cache, lifetime(-100.0, 0.0)));
     let absent = |_: &TokenCache| None;
     type Case = (Value, Value, fn(&TokenCache) -> Option<Stored>, &'static str, &'static str, &'static str);
-    let cases: [Case; 10] = [
+    let cases: [Case; 11] = [
         (json!({}), json!(null), valid, "True", "Fetched", "valid until 2026-03-01T12:01:40Z"),
         (
             json!({}),
             FAILED(),
-            valid,
+            due,
             "True",
             "RefreshFailing",
             "Rejected: HTTP 401; next attempt at 2026-03-01T12:00:30Z",
+        ),
+        // It was asked for, and is not repeated before the value is due.
+        (
+            json!({"refresh": {"renewBefore": "20s"}}),
+            FAILED(),
+            valid,
+            "True",
+            "RefreshFailing",
+            "Rejected: HTTP 401; next attempt at 2026-03-01T12:01:20Z",
         ),
         (json!({"suspend": true}), json!(null), valid, "True", "Suspended", "spec.suspend"),
         (json!({}), json!(null), expired, "False", "Expired", "expired at 2026-03-01T12:00:00Z"),

@@ -140,6 +140,22 @@ fn a_controller_that_slept_through_its_lease_writes_nothing() {
 }
 
 #[test]
+fn a_hold_that_was_given_up_keeps_nobody_out() {
+    scenario(async {
+        let scene = Scene::with_arguments(&SHORT_LEASES).await;
+        scene.server.set("a", Behaviour::Hang);
+        // No other run of its own lets go of the Lease.
+        scene.cache("a", json!({"retry": {"initialInterval": "1h", "maxInterval": "1h"}})).await;
+        within("the run begins", scene.server.await_requests("a", 1)).await;
+        scene.controller.stop();
+        pass(Duration::from_millis(2500)).await;
+        scene.controller.cont();
+        scene.ns.await_ready("a", false, "LockLost").await;
+        scene.ns.await_free_lease("a").await;
+    });
+}
+
+#[test]
 fn two_controllers_share_the_work_and_never_do_it_twice() {
     scenario(async {
         let scene = Scene::new().await;

@@ -176,6 +176,13 @@ impl World {
         self.network.iter().position(|request| awaited(request) && kind(&request.write))
     }
 
+    /// It has lost its hold: it ends what it was doing, and lets go of the Lease, which may be its own still.
+    pub(super) fn give_up(&mut self, at: usize) {
+        let Phase::Holding { version, .. } = self.processes[at].phase else { return };
+        self.drop_all(at);
+        self.free(at, version);
+    }
+
     /// It ends what it was doing; what it has sent goes on without it.
     pub(super) fn drop_all(&mut self, at: usize) {
         let process = &mut self.processes[at];
@@ -190,11 +197,15 @@ impl World {
     }
 
     pub(super) fn release(&mut self, at: usize) {
+        let Phase::Holding { version, .. } = self.processes[at].phase else { return };
+        self.free(at, version);
+    }
+
+    pub(super) fn free(&mut self, at: usize, seen: u8) {
         let process = &mut self.processes[at];
-        let Phase::Holding { version, .. } = process.phase else { return };
-        let id = process.id;
         process.phase = Phase::Releasing;
-        self.send(id, Write::Free { seen: version });
+        let id = process.id;
+        self.send(id, Write::Free { seen });
     }
 }
 
