@@ -64,9 +64,11 @@ impl Counts {
                 counts.expired.extend(left.into_iter().map(|span| (name.clone(), span)));
             }
             let deleted = world.weather.spans(|scope| matches!(scope, Scope::Gone(who) if who == name));
-            for hold in excuses.hampered_holds(page, end) {
-                let to = deleted.iter().map(|span| span.from).filter(|at| hold.has(*at)).fold(hold.to, f64::min);
-                let hold = Span::new(hold.from, to);
+            for hampered in excuses.hampered_holds(page, end) {
+                // Nobody wants the Lease of a TokenCache that is gone, whoever holds it.
+                let whole = page.holds(end).into_iter().map(|(_, hold)| hold).find(|hold| hold.to == hampered.to);
+                let gone = deleted.iter().map(|span| span.from).filter(|at| whole.is_some_and(|hold| hold.has(*at)));
+                let hold = Span::new(hampered.from, gone.fold(hampered.to, f64::min));
                 if hold.length() > counts.longest_held() {
                     counts.longest_held = Some((name.clone(), hold));
                 }
