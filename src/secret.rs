@@ -75,7 +75,13 @@ pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<
     match owner {
         None => return SecretState::Foreign("has no controlling owner".into()),
         Some(owner) if Some(&owner.uid) != cache.metadata.uid.as_ref() => {
-            return SecretState::Foreign(format!("belongs to the {} {}", owner.kind, owner.name));
+            let former = owner.kind == "TokenCache" && Some(&owner.name) == cache.metadata.name.as_ref();
+            return SecretState::Foreign(if former {
+                "belongs to a TokenCache of this name that was deleted, and waits for Kubernetes' garbage collector"
+                    .into()
+            } else {
+                format!("belongs to the {} {}", owner.kind, owner.name)
+            });
         }
         Some(_) => {}
     }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -84,7 +84,7 @@ impl Hold {
     }
 
     /// Lets go of the Lease, also of one that was given up as lost: nobody else may have taken it yet, and would wait
-    /// for a duration. A failure is logged only.
+    /// for a duration. A failure is logged only, once it is of no use any more to try again.
     pub async fn release(self) {
         let Self { active, me, state: held, stop, renewal, .. } = self;
         let Active { locks, owner } = &active;
@@ -93,19 +93,20 @@ impl Hold {
         if renewal.await.unwrap_or_default() {
             return;
         }
-        let mut seen = state(&held).seen;
-        for last in [false, true] {
-            match locks.empty(owner, &seen).await {
-                Ok(()) => return,
-                Err(error) if last => {
-                    tracing::warn!(namespace = owner.namespace, name = owner.name, %error, "the Lease was not released");
-                }
-                Err(_) => match mine(locks, owner, &me).await {
-                    Ok(Some(found)) => seen = found,
-                    Ok(None) => return,
-                    Err(_) => {}
-                },
+        let (State { mut seen, renewed }, duration) = (state(&held), locks.0.duration);
+        // From then on anybody may take it. Who comes late tries for a while all the same.
+        let until = (renewed + duration).max(Instant::now() + duration / 3);
+        while let Err(error) = locks.empty(owner, &seen).await {
+            match mine(locks, owner, &me).await {
+                Ok(Some(found)) => seen = found,
+                Ok(None) => return,
+                Err(_) => {}
             }
+            if Instant::now() >= until {
+                tracing::warn!(namespace = owner.namespace, name = owner.name, %error, "the Lease was not released");
+                return;
+            }
+            sleep(duration / 30).await;
         }
     }
 }

@@ -1,3 +1,4 @@
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::json;
 
 use super::*;
@@ -69,6 +70,23 @@ fn a_secret_is_intact_until_its_data_or_what_it_says_of_it_changes() {
     assert!(!change(|secret| annotate(secret, ANNOTATION_FETCHED_AT)));
     assert!(!change(|secret| annotate(secret, ANNOTATION_FETCH_HASH)));
     assert!(!change(|secret| annotate(secret, ANNOTATION_DATA_HASH)));
+}
+
+#[test]
+fn whose_a_foreign_secret_is_is_told() {
+    let ours = cache(json!({}), json!({}));
+    let whose = |change: fn(&mut OwnerReference)| {
+        let mut metadata = written(&ours).metadata;
+        metadata.owner_references.iter_mut().flatten().for_each(change);
+        match read(&ours, Some(&metadata), None) {
+            SecretState::Foreign(whose) => whose,
+            state => panic!("{state:?}"),
+        }
+    };
+    assert!(whose(|owner| owner.uid = "former".into()).contains("garbage collector"));
+    let other = |owner: &mut OwnerReference| (owner.uid, owner.name) = ("other".into(), "b".into());
+    assert_eq!(whose(other), "belongs to the TokenCache b");
+    assert_eq!(whose(|owner| owner.controller = None), "has no controlling owner");
 }
 
 #[test]

@@ -67,8 +67,8 @@ impl Counts {
             for hampered in excuses.hampered_holds(page, end) {
                 // Nobody wants the Lease of a TokenCache that is gone, whoever holds it.
                 let whole = page.holds(end).into_iter().map(|(_, hold)| hold).find(|hold| hold.to == hampered.to);
-                let gone = deleted.iter().map(|span| span.from).filter(|at| whole.is_some_and(|hold| hold.has(*at)));
-                let hold = Span::new(hampered.from, gone.fold(hampered.to, f64::min));
+                let gone = deleted.iter().filter(|gone| whole.is_some_and(|hold| hold.meets(**gone)));
+                let hold = Span::new(hampered.from, gone.map(|gone| gone.from).fold(hampered.to, f64::min));
                 if hold.length() > counts.longest_held() {
                     counts.longest_held = Some((name.clone(), hold));
                 }

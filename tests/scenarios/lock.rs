@@ -150,7 +150,8 @@ fn a_hold_that_was_given_up_keeps_nobody_out() {
         scene.controller.stop();
         pass(Duration::from_millis(2500)).await;
         scene.controller.cont();
-        scene.ns.await_ready("a", false, "LockLost").await;
+        let cache = scene.ns.await_ready("a", false, "FetchFailed").await;
+        assert!(cache.message().contains("LockLost"), "{}", cache.message());
         scene.ns.await_free_lease("a").await;
     });
 }
