@@ -32,7 +32,7 @@ pub fn name(index: usize) -> String {
 }
 
 fn manifest(world: &World, name: &str) -> Value {
-    let text = |duration: Duration| format!("{}ms", duration.as_millis());
+    let text = |duration: Duration| format!("{}s", duration.as_secs());
     let settings = json!({
         "fetch": {"timeout": text(TIMEOUT), "oauth2": {"tokenUrl": world.url(name)}},
         "refresh": {"renewBefore": text(RENEW_BEFORE)},
