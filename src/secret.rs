@@ -1,6 +1,6 @@
 //! The Secret that should be, from the spec and a value; and what a Secret that is there tells about its value.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -202,22 +202,14 @@ pub fn is_intact(secret: &SealedSecret) -> bool {
 /// timeout) and what happens to an old Secret are not in it.
 #[must_use]
 pub fn fetch_hash(spec: &TokenCacheSpec) -> String {
-    // Copied only where there is something to leave out: each look at a TokenCache hashes.
-    let (mut fetch, mut target) = (Cow::Borrowed(&spec.fetch), Cow::Borrowed(&spec.target));
-    if fetch.timeout.is_some() {
-        fetch.to_mut().timeout = None;
-    }
-    if fetch.job.as_ref().is_some_and(|job| job.keep_failed.is_some())
-        && let Some(job) = &mut fetch.to_mut().job
-    {
+    let mut fetch = spec.fetch.clone();
+    fetch.timeout = None;
+    if let Some(job) = &mut fetch.job {
         job.keep_failed = None;
     }
-    if target.expired_policy != RetentionPolicy::default() {
-        target.to_mut().expired_policy = RetentionPolicy::default();
-    }
-    if target.deletion_policy.is_some() {
-        target.to_mut().deletion_policy = None;
-    }
+    let mut target = spec.target.clone();
+    target.expired_policy = RetentionPolicy::default();
+    target.deletion_policy = None;
     // Serialized in the order of the fields, maps by key, without what is unset: the same spec always hashes alike,
     // and a field that a later version adds changes nothing for those who do not set it.
     let parts = serde_json::to_vec(&(fetch, &spec.expiry, target)).unwrap_or_default();

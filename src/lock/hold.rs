@@ -60,7 +60,7 @@ impl Hold {
     }
 
     /// Whether nobody has held the Lease since this process released it, by a PUT with the very `resourceVersion` of that
-    /// release, or at all, by a create.
+    /// release, or at all, by a create. Not after a hold that was lost: what its run wrote in the end is not known.
     #[must_use]
     pub fn is_uninterrupted(&self) -> bool {
         self.uninterrupted
@@ -86,6 +86,7 @@ impl Hold {
     /// Lets go of the Lease, also of one that was given up as lost: nobody else may have taken it yet, and would wait
     /// for a duration. A failure is logged only, once it is of no use any more to try again.
     pub async fn release(self) {
+        let kept = !self.is_lost();
         let Self { active, me, state: held, stop, renewal, .. } = self;
         let Active { locks, owner } = &active;
         drop(stop);
@@ -96,7 +97,7 @@ impl Hold {
         let (State { mut seen, renewed }, duration) = (state(&held), locks.0.duration);
         // From then on anybody may take it. Who comes late tries for a while all the same.
         let until = (renewed + duration).max(Instant::now() + duration / 3);
-        while let Err(error) = locks.empty(owner, &seen).await {
+        while let Err(error) = locks.empty(owner, &seen, kept).await {
             match mine(locks, owner, &me).await {
                 Ok(Some(found)) => seen = found,
                 Ok(None) => return,

@@ -156,7 +156,7 @@ impl std::fmt::Debug for Inner {
 struct Sighting {
     seen: Seen,
     since: Instant,
-    /// Whether it is as this process released it.
+    /// Whether it is as this process released it, after a hold that was not lost.
     released: bool,
 }
 
@@ -324,8 +324,8 @@ impl Locks {
         self.write(owner, Some(&held.resource_version), me, held.transitions).await
     }
 
-    /// Empties the holder, and remembers the Lease as free.
-    async fn empty(&self, owner: &Owner, held: &Seen) -> Result<(), LockError> {
+    /// Empties the holder, and remembers the Lease as free, and whether it was `kept` until then.
+    async fn empty(&self, owner: &Owner, held: &Seen, kept: bool) -> Result<(), LockError> {
         let spec = LeaseSpec {
             holder_identity: Some(String::new()),
             lease_duration_seconds: Some(i32::try_from(self.0.duration.as_secs()).unwrap_or(i32::MAX)),
@@ -334,7 +334,7 @@ impl Locks {
             ..LeaseSpec::default()
         };
         let seen = self.put(owner, Some(&held.resource_version), spec).await?;
-        self.sightings().insert(owner.clone(), Sighting { seen, since: Instant::now(), released: true });
+        self.sightings().insert(owner.clone(), Sighting { seen, since: Instant::now(), released: kept });
         Ok(())
     }
 

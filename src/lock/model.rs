@@ -180,7 +180,7 @@ impl Lock {
                 }
             }
             (Write::Renew { .. }, answer) => {
-                let mine = world.lease.clone().filter(|lease| lease.holder == Some(id)).map(|lease| lease.version);
+                let mine = world.held_by(id);
                 match (&mut world.processes[at].phase, answer, mine) {
                     (Phase::Holding { version, renewed, .. }, Some((new, _)), _) => {
                         (*version, *renewed) = (new, age);
@@ -197,15 +197,11 @@ impl Lock {
                 world.processes[at].wrote = answer.map(|(version, _)| version);
                 world.release(at);
             }
-            (Write::Free { .. }, Some((version, _))) => {
-                world.processes[at].released = Some(version);
-                world.processes[at].phase = Phase::Idle;
-            }
-            // Refused, or not known: it may still be mine, by a renewal that came after.
-            (Write::Free { .. }, None) => match world.lease.clone().filter(|lease| lease.holder == Some(id)) {
-                Some(mine) => world.free(at, mine.version),
-                None => {
-                    world.processes[at].released = None;
+            (Write::Free { .. }, answer) => match (answer, world.held_by(id)) {
+                // Refused, or not known: it may still be mine, by a renewal that came after.
+                (None, Some(version)) => world.free(at, version),
+                (answer, _) => {
+                    world.processes[at].released = answer.map(|(version, _)| version);
                     world.processes[at].phase = Phase::Idle;
                 }
             },

@@ -63,12 +63,12 @@ impl Counts {
                 counts.excused += span.length() - left.iter().map(|span| span.length()).sum::<f64>();
                 counts.expired.extend(left.into_iter().map(|span| (name.clone(), span)));
             }
-            let deleted = world.weather.spans(|scope| matches!(scope, Scope::Gone(who) if who == name));
+            let deleted = world.weather.spans(|scope| matches!(scope, Scope::Deleted(who) if who == name));
             for hampered in excuses.hampered_holds(page, end) {
-                // Nobody wants the Lease of a TokenCache that is gone, whoever holds it.
+                // Nobody wants the Lease of a TokenCache that is gone; one of the next begins later.
                 let whole = page.holds(end).into_iter().map(|(_, hold)| hold).find(|hold| hold.to == hampered.to);
-                let gone = deleted.iter().filter(|gone| whole.is_some_and(|hold| hold.meets(**gone)));
-                let hold = Span::new(hampered.from, gone.map(|gone| gone.from).fold(hampered.to, f64::min));
+                let gone = deleted.iter().map(|gone| gone.from).filter(|at| whole.is_some_and(|hold| hold.has(*at)));
+                let hold = Span::new(hampered.from, gone.fold(hampered.to, f64::min));
                 if hold.length() > counts.longest_held() {
                     counts.longest_held = Some((name.clone(), hold));
                 }

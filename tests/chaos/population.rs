@@ -103,6 +103,7 @@ pub async fn touch(world: &Arc<World>, index: usize, touch: Touch) {
                     deleted.then_some(())
                 })
                 .await;
+                world.weather.for_ever(Scope::Deleted(name.clone()));
             }
             sleep(away).await;
             create(world, &name).await;

@@ -114,8 +114,7 @@ async fn not_ready(world: &World, caches: usize) -> Vec<String> {
 }
 
 /// Those that are not Ready, or whose Secret has no valid value, and do not become so within the time that a renewal
-/// may take that is just under way. Where that of a former TokenCache is still there, Kubernetes is late, which pauses
-/// for minutes after failures, and it is told only.
+/// may take that is just under way.
 async fn still_not_ready(world: &World, eyes: &Eyes, caches: usize) -> Vec<String> {
     let mut missing: Option<BTreeMap<String, String>> = None;
     for _ in 0..10 {
@@ -131,10 +130,7 @@ async fn still_not_ready(world: &World, eyes: &Eyes, caches: usize) -> Vec<Strin
         }
         sleep(Duration::from_millis(500)).await;
     }
-    let (waiting, missing): (Vec<String>, Vec<String>) =
-        missing.unwrap_or_default().into_values().partition(|said| said.contains("garbage collector"));
-    println!("         {} TokenCaches made anew wait for the garbage collector", waiting.len());
-    missing
+    missing.unwrap_or_default().into_values().collect()
 }
 
 /// The TokenCaches without a Secret that holds a valid value.

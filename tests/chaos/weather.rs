@@ -26,8 +26,10 @@ pub enum Scope {
     Frozen(String),
     /// A TokenCache or its Secret was touched by us.
     Touched(String),
-    /// There is no TokenCache of this name.
+    /// There is no TokenCache of this name, or soon will be none.
     Gone(String),
+    /// The TokenCache of this name had been deleted; what was of it then is nobody's any more.
+    Deleted(String),
 }
 
 /// All that was wrong so far.

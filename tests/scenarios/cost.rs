@@ -131,11 +131,6 @@ fn an_eager_refresh_costs_at_most_four_writes_and_one_read() {
     });
 }
 
-/// Requests for Leases so far.
-fn leases(metrics: &Metrics, verb: &str) -> f64 {
-    metrics.sum("tokencache_api_requests_total", &[("verb", verb), ("resource", "leases")])
-}
-
 /// With a TokenCache that has run once, because it was asked to, and whose Lease is free.
 async fn scene_with_one_that_has_run() -> Scene {
     let scene = Scene::new().await;
@@ -164,7 +159,7 @@ fn a_lease_that_somebody_else_has_had_since_is_read_and_not_written_in_vain() {
         scene.ns.await_cache("a", "it has run again", |cache| cache.seen().runs == 2).await;
         scene.ns.await_free_lease("a").await;
         let after = scene.controller.metrics().await;
-        let sent = |verb: &str| leases(&after, verb) - leases(&before, verb);
+        let sent = |verb: &str| after.requests(verb, "leases") - before.requests(verb, "leases");
         assert_eq!((sent("get"), sent("update")), (1.0, 2.0), "{}", difference(&before, &after));
     });
 }
@@ -184,7 +179,7 @@ fn a_lease_that_was_found_held_is_not_read_again_at_each_change_of_its_object() 
         }
         let after = scene.controller.metrics().await;
         let taken = begun.elapsed().as_secs() / 5;
-        let reads = leases(&after, "get") - leases(&before, "get");
+        let reads = after.requests("get", "leases") - before.requests("get", "leases");
         assert!(taken < changes - 2, "the machine is too slow to tell");
         // By the first it was found held, after the write in vain as it was left; then once in five seconds.
         assert!(reads <= 1.0 + taken as f64, "{reads} reads:\n{}", difference(&before, &after));

@@ -140,19 +140,28 @@ fn a_controller_that_slept_through_its_lease_writes_nothing() {
 }
 
 #[test]
-fn a_hold_that_was_given_up_keeps_nobody_out() {
+fn a_hold_that_was_given_up_keeps_nobody_out_and_what_its_run_left_is_looked_at() {
     scenario(async {
         let scene = Scene::with_arguments(&SHORT_LEASES).await;
+        scene.ready_cache("a", json!({})).await;
+        scene.ns.await_free_lease("a").await;
         scene.server.set("a", Behaviour::Hang);
-        // No other run of its own lets go of the Lease.
-        scene.cache("a", json!({"retry": {"initialInterval": "1h", "maxInterval": "1h"}})).await;
-        within("the run begins", scene.server.await_requests("a", 1)).await;
+        // No other run of its own lets go of the Lease, since one that was asked for is not repeated.
+        scene.ns.request("a", "1").await;
+        within("the run begins", scene.server.await_requests("a", 2)).await;
         scene.controller.stop();
         pass(Duration::from_millis(2500)).await;
         scene.controller.cont();
-        let cache = scene.ns.await_ready("a", false, "FetchFailed").await;
+        let cache = scene.ns.await_ready("a", true, "RefreshFailing").await;
         assert!(cache.message().contains("LockLost"), "{}", cache.message());
         scene.ns.await_free_lease("a").await;
+
+        let before = scene.controller.metrics().await;
+        scene.server.set("a", Behaviour::Default);
+        scene.ns.request("a", "2").await;
+        scene.ns.await_ready("a", true, "Fetched").await;
+        let after = scene.controller.metrics().await;
+        assert_eq!(after.requests("get", "tokencaches") - before.requests("get", "tokencaches"), 1.0);
     });
 }
 

@@ -4,6 +4,11 @@
 pub struct Metrics(pub String);
 
 impl Metrics {
+    /// Requests to the API server so far, of this verb and for these objects.
+    pub fn requests(&self, verb: &str, resource: &str) -> f64 {
+        self.sum("tokencache_api_requests_total", &[("verb", verb), ("resource", resource)])
+    }
+
     /// Sum of all samples of that name which bear these labels.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.0

@@ -167,6 +167,11 @@ impl World {
         }
     }
 
+    /// The version of the Lease, if it names this attempt.
+    pub(super) fn held_by(&self, id: Id) -> Option<u8> {
+        self.lease.as_ref().filter(|lease| lease.holder == Some(id)).map(|lease| lease.version)
+    }
+
     pub(super) fn send(&mut self, from: Id, write: Write) {
         self.network.push(Request { from, write, age: 0, progress: Progress::Sent });
     }
@@ -180,6 +185,8 @@ impl World {
     pub(super) fn give_up(&mut self, at: usize) {
         let Phase::Holding { version, .. } = self.processes[at].phase else { return };
         self.drop_all(at);
+        // What it has sent may be written still.
+        self.processes[at].wrote = None;
         self.free(at, version);
     }
 
