@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::{TimeDelta, Utc};
 use futures::future::join_all;
 use k8s_openapi::api::coordination::v1::Lease;
 use serde_json::json;
 use tokencache::api::TokenCache;
 
 use crate::{
-    floor::valid_for,
     process::Sample,
-    seed::seed,
+    seed::{PACE, seed_paced},
     support::{Controller, pass, server::Behaviour, within},
     table::{Table, list},
     world::{World, name},
@@ -18,23 +18,25 @@ use crate::{
 
 /// The controllers' default.
 const LEASE: f64 = 15.0;
-/// Each is refreshed every ten seconds.
-const SHARED: usize = 1000;
+/// How many seconds a value rests before it is renewed.
+const REST: usize = 10;
 
 /// Lost acquisitions with 2 and 3 replicas, and takeover.
 pub async fn measure(world: &World, table: &mut Table) {
     for replicas in [2, 3] {
         let ns = world.namespace().await;
-        let fresh = |_| valid_for(3600);
-        seed(world, &ns, 0..SHARED.min(world.settings.many), json!({ "renewBefore": "3590s" }), fresh).await;
+        // Tokens live an hour.
+        let start = seed_paced(world, &ns, PACE * REST, 3600 - REST as u32).await;
         let mut controllers = Vec::new();
         for _ in 0..replicas {
             let controller = world.controller(&ns).await;
             controller.ready().await;
             controllers.push(controller);
         }
+        assert!(Utc::now() < start, "the machine is too slow to be ready before the first planned moment");
         // They have met each other by then.
-        pass(Duration::from_secs(15)).await;
+        let met = start + TimeDelta::seconds(15);
+        pass((met - Utc::now()).to_std().unwrap_or_default()).await;
         let before = join_all(controllers.iter().map(Sample::take)).await;
         pass(world.settings.window).await;
         let after = join_all(controllers.iter().map(Sample::take)).await;

@@ -7,17 +7,13 @@ use std::{
 
 use chrono::{TimeDelta, Utc};
 use serde_json::{Value, json};
-use tokencache::{
-    api::{ExpiresAt, TokenCache},
-    secret::Lifetime,
-    time::floor,
-};
+use tokencache::api::TokenCache;
 
 use crate::{
     crowd::{all_ready, for_all, rate_of},
     floor::{Known, first_run, valid_for},
     process::{Sample, cpu as cpu_of, memory, peak_memory, ready},
-    seed::seed,
+    seed::{PACE, planned, seed, seed_paced},
     support::{Namespace, pass, poll, within},
     table::{Table, list, median, percentile},
     world::{World, client_of, name},
@@ -183,26 +179,15 @@ pub async fn idle(world: &World, table: &mut Table) {
     table.note("its highest during the start, and CPU time until 10 s after it", format!("{peak:.1} MiB, {cpu:.1} s"));
 }
 
-/// Refreshes a second, each at a planned moment.
-const PACE: usize = 100;
-
 /// How late refreshes come.
 pub async fn lag(world: &World, table: &mut Table) {
     let count = world.settings.window.as_secs() as usize * PACE;
     let ns = world.namespace().await;
-    let refresh = json!({ "renewBefore": "1h" });
-    // At the pace of the slowest machine that this was run on.
-    let start = floor(Utc::now()) + TimeDelta::seconds(30 + count as i64 / 50);
-    let planned = move |number: usize| start + TimeDelta::seconds((number / PACE) as i64);
-    seed(world, &ns, 0..count, refresh, move |number| {
-        let fetched_at = floor(Utc::now());
-        Lifetime { fetched_at, expires_at: ExpiresAt::At(planned(number) + TimeDelta::seconds(HOUR)) }
-    })
-    .await;
+    let start = seed_paced(world, &ns, count, 3600).await;
     let controller = world.controller(&ns).await;
     controller.ready().await;
     assert!(Utc::now() < start, "the machine is too slow to be ready before the first planned moment");
-    let end = planned(count) + TimeDelta::seconds(5);
+    let end = planned(start, count) + TimeDelta::seconds(5);
     pass((end - Utc::now()).to_std().unwrap_or_default()).await;
     let (now, wall) = (Instant::now(), Utc::now());
     let mut lags = Vec::new();
@@ -212,7 +197,7 @@ pub async fn lag(world: &World, table: &mut Table) {
         let ago =
             arrivals.last().filter(|at| **at + Duration::from_secs(120) > now).map_or(Duration::ZERO, |at| now - *at);
         let at = wall - TimeDelta::from_std(ago).expect("a time");
-        lags.push((at - planned(number)).as_seconds_f64());
+        lags.push((at - planned(start, number)).as_seconds_f64());
     }
     let (p50, p99, worst) = (percentile(lags.clone(), 0.5), percentile(lags.clone(), 0.99), percentile(lags, 1.0));
     let measured = format!("p99 {p99:.3} s; p50 {p50:.3} s, worst {worst:.3} s; the token server's view");

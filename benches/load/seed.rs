@@ -2,8 +2,14 @@
 
 use std::{ops::Range, sync::Arc};
 
-use serde_json::Value;
-use tokencache::{api::TokenCache, run::owner, secret::Lifetime};
+use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
+use tokencache::{
+    api::{ExpiresAt, TokenCache},
+    run::owner,
+    secret::Lifetime,
+    time::floor,
+};
 
 use crate::{
     crowd::for_all,
@@ -39,4 +45,24 @@ pub async fn seed(
     })
     .await;
     eprintln!("bench: {count} TokenCaches with a value after {:.1?}", begun.elapsed());
+}
+
+/// How many refreshes a second are planned by [`seed_paced`].
+pub const PACE: usize = 100;
+
+/// The same, with values that are to be renewed so many seconds before their end, each at its [`planned`] moment. The
+/// first of them is given: there is time to start controllers before it, on the slowest machine that this was run on.
+pub async fn seed_paced(world: &World, ns: &Arc<Namespace>, count: usize, renew_before: u32) -> DateTime<Utc> {
+    let start = floor(Utc::now()) + TimeDelta::seconds(30 + count as i64 / 50);
+    seed(world, ns, 0..count, json!({ "renewBefore": format!("{renew_before}s") }), move |number| {
+        let expires_at = ExpiresAt::At(planned(start, number) + TimeDelta::seconds(renew_before.into()));
+        Lifetime { fetched_at: floor(Utc::now()), expires_at }
+    })
+    .await;
+    start
+}
+
+/// When a value is to be renewed, if the first one is at `start`.
+pub fn planned(start: DateTime<Utc>, number: usize) -> DateTime<Utc> {
+    start + TimeDelta::seconds((number / PACE) as i64)
 }

@@ -116,20 +116,25 @@ impl Context {
         let Some(cache) = &self.shown(key) else { return Ok(Ran::NotNeeded) };
         let note = checked(&self.runner.notes, key, cache);
         let metadata = self.secret_metadata(key, cache, &note);
-        let plan = decide(&observed(cache, metadata.as_deref(), &note), self.runner.clock.now());
-        if !matches!(plan, Plan::Fetch(_)) {
+        let seen = || observed(cache, metadata.as_deref(), &note);
+        if !matches!(decide(&seen(), self.runner.clock.now()), Plan::Fetch(_)) {
             // Another replica may have been faster: it is looked at anew.
             return Ok(Ran::Cancelled);
         }
         let run = Box::pin(self.runner.run(cache, metadata.as_deref(), cancel));
         let mut ran = self.reporting(key, [fresh.then_some(PATIENCE), None], run).await;
         if let Ok(Ran::Busy { retry_in, holder }) = &mut ran {
-            // Looked at in between, so that a renewal is seen when it comes and not a duration later.
-            *retry_in = BUSY.min(*retry_in);
+            // Looked at in between, so that a renewal is seen when it comes and not a duration later; and at expiry.
+            let expiry = self.until_expiry(&seen(), self.runner.clock.now());
+            *retry_in = expiry.unwrap_or(BUSY).min(BUSY).min(*retry_in);
             // Without a holder, it was its own run that came to nothing.
             if !holder.is_empty() {
-                let busy = Some((cache.runs(), Instant::now() + *retry_in));
-                self.runner.notes.with_known(key, |note| note.busy = busy);
+                let busy = (cache.runs(), Instant::now() + *retry_in);
+                let before = self.runner.notes.with_known(key, |note| note.busy.replace(busy)).flatten();
+                // Who still holds it may be dead, and leave it to others to say that the value has expired.
+                if before.is_some_and(|(runs, _)| runs == busy.0) {
+                    self.report_meanwhile(key).await?;
+                }
             }
         }
         ran

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Secret};
 use serde_json::{Value, json};
 use tokencache::api::TokenCache;
 
@@ -66,6 +66,24 @@ fn ready_turns_false_at_the_moment_of_expiry_though_a_fetch_is_going_on() {
         assert!((TimeDelta::zero()..=TimeDelta::seconds(2)).contains(&late), "{late} after its expiry");
         // The run that hangs is still the same one.
         assert_eq!((cache.seen().runs, scene.server.requests("a")), (1, 2));
+    });
+}
+
+#[test]
+fn ready_turns_false_at_the_moment_of_expiry_though_one_who_is_dead_holds_the_lease() {
+    scenario(async {
+        let scene = Scene::new().await;
+        let (behaviour, refresh) = lifetime();
+        scene.server.set("a", behaviour);
+        scene.cache("a", json!({"refresh": refresh})).await;
+        let secret = scene.ns.await_secret("a", "the first value", |_| true).await;
+        scene.ns.await_free_lease("a").await;
+        let held = json!({"spec": {"holderIdentity": "somebody-dead_0_1", "leaseDurationSeconds": 600}});
+        scene.ns.patch::<Lease>("tokencache-a", held).await;
+        let cache = scene.ns.await_ready("a", false, "Expired").await;
+        let late = last_transition(&cache) - secret.expires_at();
+        assert!((TimeDelta::zero()..=TimeDelta::seconds(2)).contains(&late), "{late} after its expiry");
+        assert_eq!((cache.seen().runs, scene.server.requests("a")), (1, 1));
     });
 }
 
