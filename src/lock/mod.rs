@@ -221,9 +221,11 @@ impl Locks {
             return Ok(Acquired::Busy { retry_in: self.0.duration / 10, holder: me.to_string() });
         };
         let remembered = self.sightings().get(owner).cloned();
-        // A Lease that was free when last seen is tried as it was; one that was held must be looked at.
+        // A Lease that was free when last seen is tried as it was. One that was held must be looked at, and so must one
+        // that belongs to another object: nothing is written to it that would tell that it is gone.
+        let is_free = |seen: &Seen| seen.holder.is_none() && seen.owner.as_ref() == Some(&owner.uid);
         let mut sighting = match remembered {
-            Some(sighting) if sighting.seen.holder.is_none() && last != LastHolder::Another => Some(sighting),
+            Some(sighting) if is_free(&sighting.seen) && last != LastHolder::Another => Some(sighting),
             None if last == LastHolder::Nobody => None,
             _ => self.look(owner).await?,
         };

@@ -14,7 +14,7 @@ use tokencache::api::{TokenCache, names::LABEL_MANAGED};
 use crate::support::{
     CacheView as _, Controller, Scene, SecretView as _, holder, long,
     manifests::token_cache,
-    pass, scenario,
+    pass, poll, scenario,
     server::{Behaviour, Expiry, Gate, Options},
     version, within,
 };
@@ -68,6 +68,31 @@ fn a_lease_of_somebody_else_is_never_taken_and_once_it_is_gone_all_goes_on() {
         scene.ns.delete::<Lease>("tokencache-a").await;
         let cache = scene.ns.await_ready("a", true, "Fetched").await;
         assert_eq!(cache.stalled(), None);
+    });
+}
+
+#[test]
+fn a_cache_that_is_made_anew_waits_for_the_lease_of_the_former_to_be_removed() {
+    scenario(async {
+        let scene = Scene::new().await;
+        let former = json!({
+            "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": "a",
+            "uid": "00000000-0000-4000-8000-000000000000", "controller": true,
+        });
+        // Released, as a run leaves it. The garbage collector cannot remove it yet.
+        let mut left = lease(former, "");
+        left["metadata"]["finalizers"] = json!(["example.com/kept"]);
+        scene.ns.create::<Lease>(left).await;
+        scene.cache("a", json!({})).await;
+        let found = || async {
+            let busy = [("outcome", "busy")];
+            (scene.controller.metrics().await.sum("tokencache_lock_acquisitions_total", &busy) > 0.0).then_some(())
+        };
+        within("the Lease is found to be another's", poll(found)).await;
+        scene.ns.delete::<Lease>("tokencache-a").await;
+        scene.ns.patch::<Lease>("tokencache-a", json!({"metadata": {"finalizers": null}})).await;
+        scene.ns.await_ready("a", true, "Fetched").await;
+        assert_eq!(scene.server.requests("a"), 1);
     });
 }
 
