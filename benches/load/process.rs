@@ -77,7 +77,7 @@ impl Sample {
 
     /// Acquisitions of Leases that ended like this.
     pub fn acquisitions(&self, outcome: &str) -> f64 {
-        self.metrics.sum("tokencache_lock_acquisitions_total", &[("outcome", outcome)])
+        self.metrics.acquisitions(outcome)
     }
 
     /// Requests by verb and resource since an earlier sample, most first.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures::future::join_all;
 use k8s_openapi::api::coordination::v1::Lease;
 use serde_json::json;
@@ -10,7 +10,7 @@ use tokencache::api::TokenCache;
 
 use crate::{
     process::Sample,
-    seed::{PACE, seed_paced},
+    seed::{HOUR, PACE, pass_until, seed_paced},
     support::{Controller, pass, server::Behaviour, within},
     table::{Table, list},
     world::{World, name},
@@ -25,18 +25,15 @@ const REST: usize = 10;
 pub async fn measure(world: &World, table: &mut Table) {
     for replicas in [2, 3] {
         let ns = world.namespace().await;
-        // Tokens live an hour.
-        let start = seed_paced(world, &ns, PACE * REST, 3600 - REST as u32).await;
+        let start = seed_paced(world, &ns, PACE * REST, HOUR - REST as i64).await;
         let mut controllers = Vec::new();
         for _ in 0..replicas {
             let controller = world.controller(&ns).await;
             controller.ready().await;
             controllers.push(controller);
         }
-        assert!(Utc::now() < start, "the machine is too slow to be ready before the first planned moment");
         // They have met each other by then.
-        let met = start + TimeDelta::seconds(15);
-        pass((met - Utc::now()).to_std().unwrap_or_default()).await;
+        pass_until(start, start + TimeDelta::seconds(15)).await;
         let before = join_all(controllers.iter().map(Sample::take)).await;
         pass(world.settings.window).await;
         let after = join_all(controllers.iter().map(Sample::take)).await;

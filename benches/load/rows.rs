@@ -13,13 +13,11 @@ use crate::{
     crowd::{all_ready, for_all, rate_of},
     floor::{Known, first_run, valid_for},
     process::{Sample, cpu as cpu_of, memory, peak_memory, ready},
-    seed::{PACE, planned, seed, seed_paced},
+    seed::{HOUR, PACE, pass_until, planned, seed, seed_paced},
     support::{Namespace, pass, poll, within},
     table::{Table, list, median, percentile},
     world::{World, client_of, name},
 };
-
-const HOUR: i64 = 3600;
 
 /// How far from its end a value is renewed that rests two seconds only: as fast as it goes.
 const AT_ONCE: &str = "3598s";
@@ -183,12 +181,10 @@ pub async fn idle(world: &World, table: &mut Table) {
 pub async fn lag(world: &World, table: &mut Table) {
     let count = world.settings.window.as_secs() as usize * PACE;
     let ns = world.namespace().await;
-    let start = seed_paced(world, &ns, count, 3600).await;
+    let start = seed_paced(world, &ns, count, HOUR).await;
     let controller = world.controller(&ns).await;
     controller.ready().await;
-    assert!(Utc::now() < start, "the machine is too slow to be ready before the first planned moment");
-    let end = planned(start, count) + TimeDelta::seconds(5);
-    pass((end - Utc::now()).to_std().unwrap_or_default()).await;
+    pass_until(start, planned(start, count) + TimeDelta::seconds(5)).await;
     let (now, wall) = (Instant::now(), Utc::now());
     let mut lags = Vec::new();
     for number in 0..count {

@@ -14,7 +14,7 @@ use tokencache::{
 use crate::{
     crowd::for_all,
     floor::{put_lease, put_secret, report},
-    support::Namespace,
+    support::{Namespace, pass},
     world::World,
 };
 
@@ -47,15 +47,18 @@ pub async fn seed(
     eprintln!("bench: {count} TokenCaches with a value after {:.1?}", begun.elapsed());
 }
 
+/// How long tokens live, in seconds.
+pub const HOUR: i64 = 3600;
+
 /// How many refreshes a second are planned by [`seed_paced`].
 pub const PACE: usize = 100;
 
 /// The same, with values that are to be renewed so many seconds before their end, each at its [`planned`] moment. The
 /// first of them is given: there is time to start controllers before it, on the slowest machine that this was run on.
-pub async fn seed_paced(world: &World, ns: &Arc<Namespace>, count: usize, renew_before: u32) -> DateTime<Utc> {
+pub async fn seed_paced(world: &World, ns: &Arc<Namespace>, count: usize, renew_before: i64) -> DateTime<Utc> {
     let start = floor(Utc::now()) + TimeDelta::seconds(30 + count as i64 / 50);
     seed(world, ns, 0..count, json!({ "renewBefore": format!("{renew_before}s") }), move |number| {
-        let expires_at = ExpiresAt::At(planned(start, number) + TimeDelta::seconds(renew_before.into()));
+        let expires_at = ExpiresAt::At(planned(start, number) + TimeDelta::seconds(renew_before));
         Lifetime { fetched_at: floor(Utc::now()), expires_at }
     })
     .await;
@@ -65,4 +68,11 @@ pub async fn seed_paced(world: &World, ns: &Arc<Namespace>, count: usize, renew_
 /// When a value is to be renewed, if the first one is at `start`.
 pub fn planned(start: DateTime<Utc>, number: usize) -> DateTime<Utc> {
     start + TimeDelta::seconds((number / PACE) as i64)
+}
+
+/// Waits for a moment, once all is ready for the first planned one, which must not have come yet.
+pub async fn pass_until(start: DateTime<Utc>, moment: DateTime<Utc>) {
+    let now = Utc::now();
+    assert!(now < start, "the machine is too slow to be ready before the first planned moment");
+    pass((moment - now).to_std().unwrap_or_default()).await;
 }

@@ -129,11 +129,12 @@ impl Context {
             *retry_in = expiry.unwrap_or(BUSY).min(BUSY).min(*retry_in);
             // Without a holder, it was its own run that came to nothing.
             if !holder.is_empty() {
-                let busy = (cache.runs(), Instant::now() + *retry_in);
+                let runs = cache.runs();
+                let busy = (runs, Instant::now() + *retry_in);
                 let before = self.runner.notes.with_known(key, |note| note.busy.replace(busy)).flatten();
                 // Who still holds it may be dead, and leave it to others to say that the value has expired.
-                if before.is_some_and(|(runs, _)| runs == busy.0) {
-                    self.report_meanwhile(key).await?;
+                if before.is_some_and(|(of, _)| of == runs) {
+                    Box::pin(self.report_meanwhile(key)).await?;
                 }
             }
         }

@@ -13,38 +13,40 @@ use crate::support::{
     within,
 };
 
-/// Renewed five seconds after it was fetched, and expired thirteen seconds later: time enough, on a busy machine, to
-/// break the server before the one and to see the failure before the other.
-fn lifetime() -> (Behaviour, Value) {
-    (Behaviour::Issue(Expiry::In(18)), json!({"renewBefore": "13s"}))
-}
-
-/// A cache whose first value is about to expire, and whose one attempt to renew it has failed.
-async fn dying(target: Value) -> (Scene, DateTime<Utc>) {
+/// A cache with a value that is to be renewed five seconds after it was fetched, and expires thirteen seconds later: time
+/// enough, on a busy machine, to break something before the one and to see what comes of it before the other.
+async fn living(mut settings: Value) -> (Scene, DateTime<Utc>) {
     let scene = Scene::new().await;
-    let (behaviour, refresh) = lifetime();
-    scene.server.set("a", behaviour);
-    let retry = json!({"initialInterval": "10m", "maxInterval": "10m"});
-    scene.cache("a", json!({"refresh": refresh, "retry": retry, "target": target})).await;
+    scene.server.set("a", Behaviour::Issue(Expiry::In(18)));
+    settings["refresh"] = json!({"renewBefore": "13s"});
+    scene.cache("a", settings).await;
     let secret = scene.ns.await_secret("a", "the first value", |_| true).await;
-    scene.server.set("a", Behaviour::Status(503, Vec::new(), String::new()));
-    scene.ns.await_ready("a", true, "RefreshFailing").await;
     (scene, secret.expires_at())
 }
 
-fn last_transition(cache: &TokenCache) -> DateTime<Utc> {
-    let ready = cache.condition("Ready").expect("Ready");
-    let seconds = ready.last_transition_time.0.as_second();
-    DateTime::from_timestamp(seconds, 0).expect("a time")
+/// The same, and the one attempt to renew it has failed.
+async fn dying(target: Value) -> (Scene, DateTime<Utc>) {
+    let retry = json!({"initialInterval": "10m", "maxInterval": "10m"});
+    let (scene, expires_at) = living(json!({"retry": retry, "target": target})).await;
+    scene.server.set("a", Behaviour::Status(503, Vec::new(), String::new()));
+    scene.ns.await_ready("a", true, "RefreshFailing").await;
+    (scene, expires_at)
+}
+
+/// The cache, once Ready has turned False, which has to be at this moment.
+async fn await_expired_at(scene: &Scene, expires_at: DateTime<Utc>) -> TokenCache {
+    let cache = scene.ns.await_ready("a", false, "Expired").await;
+    let seconds = cache.condition("Ready").expect("Ready").last_transition_time.0.as_second();
+    let late = DateTime::from_timestamp(seconds, 0).expect("a time") - expires_at;
+    assert!((TimeDelta::zero()..=TimeDelta::seconds(2)).contains(&late), "{late} after its expiry");
+    cache
 }
 
 #[test]
 fn ready_turns_false_at_the_moment_of_expiry_though_no_attempt_is_made_then() {
     scenario(async {
         let (scene, expires_at) = dying(json!({})).await;
-        let cache = scene.ns.await_ready("a", false, "Expired").await;
-        let late = last_transition(&cache) - expires_at;
-        assert!((TimeDelta::zero()..=TimeDelta::seconds(2)).contains(&late), "{late} after its expiry");
+        let cache = await_expired_at(&scene, expires_at).await;
         assert!(cache.message().contains("ServerError"), "{}", cache.message());
         scene.ns.await_event("a", "Expired").await;
         assert_eq!(scene.server.requests("a"), 2);
@@ -55,15 +57,9 @@ fn ready_turns_false_at_the_moment_of_expiry_though_no_attempt_is_made_then() {
 #[test]
 fn ready_turns_false_at_the_moment_of_expiry_though_a_fetch_is_going_on() {
     scenario(async {
-        let scene = Scene::new().await;
-        let (behaviour, refresh) = lifetime();
-        scene.server.set("a", behaviour);
-        scene.cache("a", json!({"refresh": refresh})).await;
-        let secret = scene.ns.await_secret("a", "the first value", |_| true).await;
+        let (scene, expires_at) = living(json!({})).await;
         scene.server.set("a", Behaviour::Hang);
-        let cache = scene.ns.await_ready("a", false, "Expired").await;
-        let late = last_transition(&cache) - secret.expires_at();
-        assert!((TimeDelta::zero()..=TimeDelta::seconds(2)).contains(&late), "{late} after its expiry");
+        let cache = await_expired_at(&scene, expires_at).await;
         // The run that hangs is still the same one.
         assert_eq!((cache.seen().runs, scene.server.requests("a")), (1, 2));
     });
@@ -72,17 +68,11 @@ fn ready_turns_false_at_the_moment_of_expiry_though_a_fetch_is_going_on() {
 #[test]
 fn ready_turns_false_at_the_moment_of_expiry_though_one_who_is_dead_holds_the_lease() {
     scenario(async {
-        let scene = Scene::new().await;
-        let (behaviour, refresh) = lifetime();
-        scene.server.set("a", behaviour);
-        scene.cache("a", json!({"refresh": refresh})).await;
-        let secret = scene.ns.await_secret("a", "the first value", |_| true).await;
+        let (scene, expires_at) = living(json!({})).await;
         scene.ns.await_free_lease("a").await;
         let held = json!({"spec": {"holderIdentity": "somebody-dead_0_1", "leaseDurationSeconds": 600}});
         scene.ns.patch::<Lease>("tokencache-a", held).await;
-        let cache = scene.ns.await_ready("a", false, "Expired").await;
-        let late = last_transition(&cache) - secret.expires_at();
-        assert!((TimeDelta::zero()..=TimeDelta::seconds(2)).contains(&late), "{late} after its expiry");
+        let cache = await_expired_at(&scene, expires_at).await;
         assert_eq!((cache.seen().runs, scene.server.requests("a")), (1, 1));
     });
 }

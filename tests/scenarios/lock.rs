@@ -21,6 +21,13 @@ use crate::support::{
 
 const SHORT_LEASES: [&str; 2] = ["--lease-duration", "3s"];
 
+/// The TokenCache `a` of this UID, as its Lease names it.
+fn cache_named_a(uid: &str) -> Value {
+    json!({
+        "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": "a", "uid": uid, "controller": true,
+    })
+}
+
 fn lease(owner: Value, holder: &str) -> Value {
     json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
@@ -75,19 +82,12 @@ fn a_lease_of_somebody_else_is_never_taken_and_once_it_is_gone_all_goes_on() {
 fn a_cache_that_is_made_anew_waits_for_the_lease_of_the_former_to_be_removed() {
     scenario(async {
         let scene = Scene::new().await;
-        let former = json!({
-            "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": "a",
-            "uid": "00000000-0000-4000-8000-000000000000", "controller": true,
-        });
         // Released, as a run leaves it. The garbage collector cannot remove it yet.
-        let mut left = lease(former, "");
+        let mut left = lease(cache_named_a("00000000-0000-4000-8000-000000000000"), "");
         left["metadata"]["finalizers"] = json!(["example.com/kept"]);
         scene.ns.create::<Lease>(left).await;
         scene.cache("a", json!({})).await;
-        let found = || async {
-            let busy = [("outcome", "busy")];
-            (scene.controller.metrics().await.sum("tokencache_lock_acquisitions_total", &busy) > 0.0).then_some(())
-        };
+        let found = || async { (scene.controller.metrics().await.acquisitions("busy") > 0.0).then_some(()) };
         within("the Lease is found to be another's", poll(found)).await;
         scene.ns.delete::<Lease>("tokencache-a").await;
         scene.ns.patch::<Lease>("tokencache-a", json!({"metadata": {"finalizers": null}})).await;
@@ -102,10 +102,7 @@ fn a_dead_holder_is_outwaited_for_one_duration_and_no_less() {
         let scene = Scene::with_arguments(&SHORT_LEASES).await;
         let cache = scene.cache("a", json!({"suspend": true})).await;
         scene.ns.await_ready("a", false, "Suspended").await;
-        let owner = json!({
-            "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": "a", "uid": cache.metadata.uid,
-            "controller": true,
-        });
+        let owner = cache_named_a(&cache.metadata.uid.expect("a uid"));
         scene.ns.create::<Lease>(lease(owner, "somebody-dead_0_1")).await;
         let start = Instant::now();
         scene.ns.patch_spec("a", json!({"suspend": false})).await;

@@ -9,6 +9,11 @@ impl Metrics {
         self.sum("tokencache_api_requests_total", &[("verb", verb), ("resource", resource)])
     }
 
+    /// Acquisitions of Leases that ended like this.
+    pub fn acquisitions(&self, outcome: &str) -> f64 {
+        self.sum("tokencache_lock_acquisitions_total", &[("outcome", outcome)])
+    }
+
     /// Sum of all samples of that name which bear these labels.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.0
