@@ -100,3 +100,49 @@ where
         .service(Builder::new(TokioExecutor::new()).build(connector));
     Ok(connection.boxed())
 }
+
+/// What to say of a call that failed: the API server's own sentence where there is one, without the debug text that kube
+/// puts around it, else all causes, of which only the last may tell.
+#[must_use]
+pub fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
+        // A parser may quote what it could not read.
+        kube::Error::SerdeError(_) => "its answer cannot be read".to_owned(),
+        kube::Error::Service(error) => causes(error.as_ref()),
+        other => causes(other),
+    }
+}
+
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_a_connection_that_is_refused_the_last_cause_is_told() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        drop(listener);
+        let mut config = Config::new(format!("http://{address}").parse().expect("an address"));
+        config.default_retry = false;
+        let client = connect(config).expect("a client");
+        let error = client.apiserver_version().await.expect_err("nobody listens");
+        assert!(words(&error).ends_with("tcp connect error: Connection refused (os error 111)"), "{}", words(&error));
+    }
+
+    #[test]
+    fn the_api_servers_own_sentence_is_told_and_nothing_of_an_answer_that_cannot_be_read() {
+        let refused = kube::Error::Api(Status::failure("not you", "Forbidden").with_code(403).boxed());
+        assert_eq!(words(&refused), "not you (403)");
+        let unread = serde_json::from_str::<u8>("\"hunter2\"").expect_err("no number");
+        assert!(unread.to_string().contains("hunter2"));
+        assert_eq!(words(&kube::Error::SerdeError(unread)), "its answer cannot be read");
+    }
+}

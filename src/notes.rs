@@ -109,10 +109,14 @@ impl Note {
     }
 
     /// Whether a look that is called for waits for the end of a run, which then has the object looked at.
+    ///
+    /// Not by `self.called |= waits`: Rust 1.95 forgets what `waits` is, where it optimises (rust-lang/rust#158206).
     pub fn waits_for_run(&mut self) -> bool {
-        let waits = self.cancel.is_some();
-        self.called |= waits;
-        waits
+        if self.cancel.is_none() {
+            return false;
+        }
+        self.called = true;
+        true
     }
 
     /// Nothing of what was known holds any more, but that a run goes on.
@@ -241,8 +245,9 @@ mod tests {
     #[test]
     fn looks_wait_for_the_end_of_a_run_and_then_for_its_pause() {
         let (notes, pause) = (Notes::default(), Duration::from_secs(5));
+        notes.with(&key(), |note| note.reset(Some("uid-1".to_owned())));
         assert_eq!(look(&notes), Turn::Now);
-        running(&notes);
+        notes.with(&key(), |note| note.cancel = Some(CancellationToken::new()));
         notes.run_ended(&key(), Some(pause));
         assert_eq!((look(&notes), look(&notes)), (Turn::In(pause), Turn::Now));
     }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     api::{Invalid, TokenCache, validate},
+    connect::words,
     fetch,
     notes::{Ahead, Key, Note, Notes},
     plan::Observed,
@@ -21,7 +22,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// It was refused, or the connection failed.
-    #[error("{}", brief(.0))]
+    #[error("{}", words(.0))]
     Kube(#[from] kube::Error),
     /// No answer came in time.
     #[error("the API server did not answer within {} s", LIMIT.as_secs())]
@@ -43,14 +44,6 @@ pub fn limited<T>(call: impl Future<Output = Result<T, kube::Error>>) -> impl Fu
             Ok(result) => Ok(result?),
             Err(_) => Err(ApiError::Timeout),
         }
-    }
-}
-
-/// The API server's own sentence where there is one, without the debug text that kube puts around it.
-fn brief(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
-        other => other.to_string(),
     }
 }
 

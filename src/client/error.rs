@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use crate::connect::words;
+
 /// Why there is no value. It never holds one.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -94,21 +96,8 @@ pub enum Error {
         name: String,
     },
     /// The Kubernetes API failed.
-    #[error("the Kubernetes API failed: {}", brief(.0))]
+    #[error("the Kubernetes API failed: {}", words(.0))]
     Api(Arc<kube::Error>),
-}
-
-/// The API server's own sentence where there is one, without the debug text that kube puts around it.
-fn brief(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
-        // A parser may quote what it could not read.
-        kube::Error::SerdeError(_) => "its answer cannot be read".to_owned(),
-        other => {
-            let causes = std::iter::successors(Some(other as &dyn std::error::Error), |error| error.source());
-            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-        }
-    }
 }
 
 /// A call to the Kubernetes API, for the message when it is refused.

@@ -80,6 +80,8 @@ pub(super) struct Context {
 enum Look {
     /// All is done; when to look again.
     Done(Option<Duration>),
+    /// It is not the moment; when to look again.
+    Early(Duration),
     /// A run goes on; its end is the next look.
     Running,
 }
@@ -108,6 +110,7 @@ pub(super) async fn reconcile(object: Arc<Kept>, context: Arc<Context>) -> Resul
     });
     let wake = match tended {
         Ok(Look::Running) => None,
+        Ok(Look::Early(wait)) => Some(wait),
         Ok(Look::Done(wake)) => context.settled(&key, Ok(wake)),
         Err(error) => context.settled(&key, Err(error)),
     };
@@ -142,7 +145,7 @@ impl Context {
         match self.runner.notes.with(key, Note::look) {
             Turn::Now => {}
             Turn::AfterRun => return Ok(Look::Running),
-            Turn::In(wait) => return Ok(Look::Done(Some(wait))),
+            Turn::In(wait) => return Ok(Look::Early(wait)),
         }
         let cache = &match object.read() {
             Ok(cache) => cache,
@@ -161,7 +164,7 @@ impl Context {
         }
         let mut note = checked(&self.runner.notes, key, cache);
         if note.is_ahead_of(cache.runs()) {
-            return Ok(Look::Done(Some(LOOK_AGAIN)));
+            return Ok(Look::Early(LOOK_AGAIN));
         }
         let metadata = self.secret_metadata(key, cache, &note);
         self.meet(key, cache, &mut note);
@@ -181,9 +184,9 @@ impl Context {
                     return Ok(Look::Running);
                 }
                 // Another replica is at it, or goes first; a restart waits for the value that it brings.
-                wait => {
-                    let expiry = self.until_expiry(&seen, now);
-                    return Ok(Look::Done([wait, settle, recheck, expiry].into_iter().flatten().min()));
+                Some(wait) => {
+                    let sooner = [settle, recheck, self.until_expiry(&seen, now)];
+                    return Ok(Look::Early(sooner.into_iter().flatten().fold(wait, Duration::min)));
                 }
             },
             Plan::Sleep(at) => {

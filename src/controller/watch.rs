@@ -27,6 +27,7 @@ use crate::{
         TokenCache,
         names::{LABEL_MANAGED, LABEL_SOURCE},
     },
+    connect::words,
     fetch::{Reference, ReferenceKind, references},
     limits::Limits,
     lock::Locks,
@@ -98,6 +99,7 @@ impl Start {
                     let notes = notes.clone();
                     move |cache| future::ready(notes.may_look(&key(cache)))
                 })
+                .filter(is_no_error)
         };
 
         // A Secret that vanished while the watch was broken is told by no event, so after each list all are looked at.
@@ -133,6 +135,7 @@ impl Start {
                     Event::Apply(secret) | Event::Delete(secret) => future::ok(Some(secret)),
                     Event::Init | Event::InitApply(_) | Event::InitDone => future::ok(None),
                 })
+                .filter(is_no_error)
         };
 
         let opened = self.require_source_label.then(|| format!("{LABEL_SOURCE}=true"));
@@ -195,6 +198,12 @@ impl Start {
         runs.close();
         runs.wait().await;
     }
+}
+
+/// After an error, kube's controller heeds nothing for a while, not even the end of a run: the longer, the more of them
+/// came in a row. The watches wait by themselves, and say what broke them.
+fn is_no_error<K>(event: &watcher::Result<K>) -> future::Ready<bool> {
+    future::ready(event.is_ok())
 }
 
 /// Tells when the first list has come, for the event after which the store holds it.
@@ -362,7 +371,13 @@ impl Sources {
 fn log_watch(what: &'static str, readiness: &Readiness) -> impl FnMut(&watcher::Error) + use<> {
     let readiness = readiness.clone();
     move |error| {
-        tracing::warn!(%error, "the watch of {what} broke; it is taken up again");
+        let error = match error {
+            watcher::Error::InitialListFailed(error)
+            | watcher::Error::WatchStartFailed(error)
+            | watcher::Error::WatchFailed(error) => words(error),
+            other => other.to_string(),
+        };
+        tracing::warn!(error, "the watch of {what} broke; it is taken up again");
         readiness.send_if_modified(|waiting| match waiting {
             Some(waiting) => {
                 *waiting = format!("{what} cannot be watched: {error}");

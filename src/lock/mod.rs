@@ -29,6 +29,7 @@ pub use judge::{Identity, Judgement, Seen, judge};
 
 use crate::{
     api::names::{FIELD_MANAGER, LABEL_MANAGED},
+    connect::words,
     slim,
     time::{Clock, to_kube_micro},
 };
@@ -119,7 +120,7 @@ pub enum LockError {
         name: String,
     },
     /// The API server refused, or did not answer.
-    #[error(transparent)]
+    #[error("{}", words(.0))]
     Api(#[from] kube::Error),
     /// It did not answer in time.
     #[error("the API server did not answer a request for the Lease {0} in time")]

@@ -13,7 +13,6 @@ mod support;
 mod book;
 mod canary;
 mod count;
-mod door;
 mod excuse;
 mod eyes;
 mod faults;

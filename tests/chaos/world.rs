@@ -8,12 +8,11 @@ use kube::{Api, Client};
 use tokio::sync::Mutex;
 
 use super::{
-    door::Door,
     schedule::SLOTS,
     weather::{Scope, Weather},
 };
 use crate::support::{
-    Cluster, Controller, FlakyApi, Launch, Namespace, Trouble, faketime,
+    Cluster, Controller, Door, FlakyApi, Launch, Namespace, Trouble, faketime,
     manifests::{CREDENTIALS, source_secret},
     namespace::Object,
     server::{Options, TokenServer},

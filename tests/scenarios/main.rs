@@ -28,6 +28,7 @@ mod http;
 mod lifecycle;
 mod lock;
 mod oauth2;
+mod outage;
 mod prometheus;
 mod recipes;
 mod references;

@@ -3,6 +3,7 @@
 mod agent;
 mod cluster;
 mod controller;
+mod door;
 mod flaky;
 pub mod github;
 pub mod image;
@@ -21,6 +22,7 @@ use std::{future::Future, sync::LazyLock, time::Duration};
 pub use agent::Agent;
 pub use cluster::Cluster;
 pub use controller::{BINARY, Controller, Ended, Launch, ended, faketime, run_to_exit, tokencache};
+pub use door::Door;
 pub use flaky::{FlakyApi, Trouble};
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;

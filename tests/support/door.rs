@@ -1,4 +1,4 @@
-//! The way to the token server, which can be closed: connections break, and new ones are refused.
+//! The way to a server, which can be closed: connections break, and new ones are refused.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::support::in_background;
+use super::in_background;
 
 /// A door that stands open at first.
 pub struct Door {
