@@ -211,6 +211,14 @@ impl Notes {
         }
     }
 
+    /// Those whose last look or run failed, since the Kubernetes API did, and that wait.
+    #[must_use]
+    pub fn held_up(&self) -> Vec<Key> {
+        let notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |note: &Note| note.api_failures > 0 && note.cancel.is_none();
+        notes.iter().filter(|(_, note)| waits(note)).map(|(key, _)| key.clone()).collect()
+    }
+
     /// Ends the run that is going on, if any.
     pub fn cancel(&self, key: &Key) {
         self.with_known(key, |note| {
@@ -264,6 +272,16 @@ mod tests {
             notes.run_ended(&key(), Some(Duration::from_secs(5)));
             assert_eq!(look(&notes), Turn::Now);
         }
+    }
+
+    #[test]
+    fn those_that_the_api_holds_up_are_known_unless_they_run_again() {
+        let notes = Notes::default();
+        notes.with(&key(), |note| note.api_failures = 1);
+        notes.with(&("ns".to_owned(), "b".to_owned()), |_| {});
+        assert_eq!(notes.held_up(), [key()]);
+        notes.with(&key(), |note| note.cancel = Some(CancellationToken::new()));
+        assert!(notes.held_up().is_empty());
     }
 
     #[test]

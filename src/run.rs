@@ -77,6 +77,21 @@ pub enum RunError {
     Api(#[from] ApiError),
 }
 
+impl RunError {
+    /// Whether the API server is at fault, or was not reached; not where it understood and refused.
+    #[must_use]
+    pub fn is_of_server(&self) -> bool {
+        match self {
+            Self::Lock(LockError::Timeout(_)) | Self::Api(ApiError::Timeout) => true,
+            Self::Lock(LockError::NotOwned { .. }) => false,
+            Self::Lock(LockError::Api(error)) | Self::Api(ApiError::Kube(error)) => match error {
+                kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+                _ => true,
+            },
+        }
+    }
+}
+
 /// How often a run starts over because another hand wrote to the Secret.
 const ROUNDS: usize = 3;
 

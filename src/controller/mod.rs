@@ -2,6 +2,7 @@
 
 mod finalize;
 mod kept;
+mod outage;
 mod packed;
 mod restarts;
 mod runs;

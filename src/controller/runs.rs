@@ -1,6 +1,11 @@
 //! The runs of a controller: each in a task of its own, in its turn, and what is told of it meanwhile.
 
-use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use futures::FutureExt as _;
 use tokio::time::{Instant, sleep_until};
@@ -40,11 +45,32 @@ impl Context {
                 tracing::error!(namespace = key.0, name = key.1, "a run ended unexpectedly");
                 Ok(Ran::Busy { retry_in: BUSY, holder: String::new() })
             });
+            context.learn(&ran);
             let wake = context.settled(&key, ran.map(|ran| context.after(&key, ran)));
             context.runner.notes.run_ended(&key, wake);
             // Nobody listens any more only when the controller ends.
             let _ = context.ended.unbounded_send(at(&key));
         });
+    }
+
+    /// Learns from a run's end whether the API server is away. Once it is back, all that wait for it are looked at.
+    fn learn(&self, ran: &Result<Ran, RunError>) {
+        let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = match ran {
+            Ok(Ran::Cancelled) => false,
+            Ok(_) => outage.answered(Instant::now()),
+            Err(error) => {
+                if error.is_of_server() {
+                    outage.failed();
+                }
+                false
+            }
+        };
+        drop(outage);
+        for held_up in over.then(|| self.runner.notes.held_up()).into_iter().flatten() {
+            // As below.
+            let _ = self.ended.unbounded_send(at(&held_up));
+        }
     }
 
     /// When to look again after a run, if nothing happens before.

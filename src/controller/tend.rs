@@ -17,7 +17,7 @@ use kube::runtime::{
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Stop, finalize::finalize, kept::Kept, secrets::Secrets, watch::key};
+use super::{Stop, finalize::finalize, kept::Kept, outage::Outage, secrets::Secrets, watch::key};
 use crate::{
     api::TokenCache,
     fetch::destination,
@@ -74,6 +74,8 @@ pub(super) struct Context {
     pub(super) runs: TaskTracker,
     /// Told of each TokenCache whose run has ended.
     pub(super) ended: mpsc::UnboundedSender<ObjectRef<Kept>>,
+    /// Whether the API server is away.
+    pub(super) outage: Mutex<Outage>,
 }
 
 /// What became of a look at a TokenCache.
@@ -89,7 +91,7 @@ enum Look {
 /// No wait is longer, so that a clock that was set is noticed.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 /// The longest pause after failures of the Kubernetes API. However many objects wait for it, they come to it in so many
-/// looks and runs at once as may be, and one that is back should not be waited for.
+/// looks and runs at once as may be. The first run that finds it back ends the pauses of all.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 /// After a run that others finished, or whose traces have not come through the watch yet.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);

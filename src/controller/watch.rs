@@ -1,6 +1,6 @@
 //! The watches of one namespace, or of all: TokenCaches whole, their Secrets and what they refer to as metadata only.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
@@ -173,6 +173,7 @@ impl Start {
             secrets_synced: secrets_synced.clone(),
             runs: runs.clone(),
             ended,
+            outage: Mutex::default(),
         });
         tokio::spawn(async move {
             caches_synced.cancelled().await;
