@@ -17,6 +17,7 @@ use hyper_util::{
 use kube::{
     Config,
     client::{Body, ClientBuilder, ConfigExt as _, retry::RetryPolicy},
+    runtime::watcher,
 };
 use percent_encoding::percent_decode_str;
 use rustls::crypto::CryptoProvider;
@@ -111,6 +112,26 @@ pub fn words(error: &kube::Error) -> String {
         kube::Error::SerdeError(_) => "its answer cannot be read".to_owned(),
         kube::Error::Service(error) => causes(error.as_ref()),
         other => causes(other),
+    }
+}
+
+/// The same of a watch that broke.
+#[must_use]
+pub fn watch_words(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => words(error),
+        other => other.to_string(),
+    }
+}
+
+/// Whether the API server is at fault, or was not reached or not understood; not where it refused what was asked.
+#[must_use]
+pub fn is_of_server(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => matches!(status.code, 429 | 500..),
+        _ => true,
     }
 }
 

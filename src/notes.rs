@@ -211,12 +211,16 @@ impl Notes {
         }
     }
 
-    /// Those whose last look or run failed, since the Kubernetes API did, and that wait.
+    /// Ends the pauses of those whose last look or run failed since the Kubernetes API did, and gives them, to be looked at.
     #[must_use]
-    pub fn held_up(&self) -> Vec<Key> {
-        let notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = |note: &Note| note.api_failures > 0 && note.cancel.is_none();
-        notes.iter().filter(|(_, note)| waits(note)).map(|(key, _)| key.clone()).collect()
+    pub fn end_pauses(&self) -> Vec<Key> {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = notes.iter_mut().filter(|(_, note)| note.api_failures > 0 && note.cancel.is_none());
+        let end = |(key, note): (&Key, &mut Box<Note>)| {
+            note.pause = None;
+            key.clone()
+        };
+        waiting.map(end).collect()
     }
 
     /// Ends the run that is going on, if any.
@@ -275,13 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn those_that_the_api_holds_up_are_known_unless_they_run_again() {
+    fn those_that_the_api_holds_up_need_not_wait_longer_unless_they_run_again() {
         let notes = Notes::default();
+        running(&notes);
         notes.with(&key(), |note| note.api_failures = 1);
         notes.with(&("ns".to_owned(), "b".to_owned()), |_| {});
-        assert_eq!(notes.held_up(), [key()]);
-        notes.with(&key(), |note| note.cancel = Some(CancellationToken::new()));
-        assert!(notes.held_up().is_empty());
+        assert!(notes.end_pauses().is_empty());
+        notes.run_ended(&key(), Some(Duration::from_secs(5)));
+        assert_eq!((notes.end_pauses(), look(&notes)), (vec![key()], Turn::Now));
     }
 
     #[test]

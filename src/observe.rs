@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     api::{Invalid, TokenCache, validate},
-    connect::words,
+    connect::{is_of_server, words},
     fetch,
     notes::{Ahead, Key, Note, Notes},
     plan::Observed,
@@ -54,6 +54,15 @@ impl ApiError {
         match self {
             Self::Kube(kube::Error::Api(status)) => Some(status.code),
             _ => None,
+        }
+    }
+
+    /// Whether it may pass by itself: the API server is at fault, or was not reached in time.
+    #[must_use]
+    pub fn is_of_server(&self) -> bool {
+        match self {
+            Self::Kube(error) => is_of_server(error),
+            Self::Timeout => true,
         }
     }
 }

@@ -12,6 +12,7 @@ use tracing::{Instrument as _, Span, info_span};
 
 use crate::{
     api::{Source, TokenCache},
+    connect::is_of_server,
     events::Events,
     fetch::{Failure, Fetched, Fetcher, render},
     lock::{Acquired, Hold, LastHolder, LockError, Locks, Owner},
@@ -82,12 +83,10 @@ impl RunError {
     #[must_use]
     pub fn is_of_server(&self) -> bool {
         match self {
-            Self::Lock(LockError::Timeout(_)) | Self::Api(ApiError::Timeout) => true,
+            Self::Lock(LockError::Timeout(_)) => true,
             Self::Lock(LockError::NotOwned { .. }) => false,
-            Self::Lock(LockError::Api(error)) | Self::Api(ApiError::Kube(error)) => match error {
-                kube::Error::Api(status) => status.code == 429 || status.code >= 500,
-                _ => true,
-            },
+            Self::Lock(LockError::Api(error)) => is_of_server(error),
+            Self::Api(error) => error.is_of_server(),
         }
     }
 }

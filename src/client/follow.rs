@@ -7,6 +7,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{Cache, Client, Error};
+use crate::connect::{watch_words, words};
 
 /// The TokenCache as the watch has it: nothing before the first list, and then whether it exists, and when that came.
 type Seen = Option<(Instant, Result<Option<Arc<Cache>>, Error>)>;
@@ -38,14 +39,22 @@ impl Follow {
                     Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) => {
                         match client.call("list and watch", "tokencaches", &name, "fetch").refused(error) {
                             Error::Api(error) => {
-                                tracing::debug!(name, %error, "the watch of a TokenCache is taken up again");
+                                tracing::debug!(
+                                    name,
+                                    error = words(&error),
+                                    "the watch of a TokenCache is taken up again"
+                                );
                                 continue;
                             }
                             refused => Err(refused),
                         }
                     }
                     Err(error) => {
-                        tracing::debug!(name, %error, "the watch of a TokenCache is taken up again");
+                        tracing::debug!(
+                            name,
+                            error = watch_words(&error),
+                            "the watch of a TokenCache is taken up again"
+                        );
                         continue;
                     }
                 };

@@ -58,6 +58,8 @@ impl Context {
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         let over = match ran {
             Ok(Ran::Cancelled) => false,
+            // Its own run came to nothing, be it that the API server is away.
+            Ok(Ran::Busy { holder, .. }) if holder.is_empty() => false,
             Ok(_) => outage.answered(Instant::now()),
             Err(error) => {
                 if error.is_of_server() {
@@ -67,9 +69,10 @@ impl Context {
             }
         };
         drop(outage);
-        for held_up in over.then(|| self.runner.notes.held_up()).into_iter().flatten() {
-            // As below.
-            let _ = self.ended.unbounded_send(at(&held_up));
+        if over {
+            for key in self.runner.notes.end_pauses() {
+                let _ = self.ended.unbounded_send(at(&key));
+            }
         }
     }
 

@@ -27,7 +27,7 @@ use crate::{
         TokenCache,
         names::{LABEL_MANAGED, LABEL_SOURCE},
     },
-    connect::words,
+    connect::watch_words,
     fetch::{Reference, ReferenceKind, references},
     limits::Limits,
     lock::Locks,
@@ -372,12 +372,7 @@ impl Sources {
 fn log_watch(what: &'static str, readiness: &Readiness) -> impl FnMut(&watcher::Error) + use<> {
     let readiness = readiness.clone();
     move |error| {
-        let error = match error {
-            watcher::Error::InitialListFailed(error)
-            | watcher::Error::WatchStartFailed(error)
-            | watcher::Error::WatchFailed(error) => words(error),
-            other => other.to_string(),
-        };
+        let error = watch_words(error);
         tracing::warn!(error, "the watch of {what} broke; it is taken up again");
         readiness.send_if_modified(|waiting| match waiting {
             Some(waiting) => {

@@ -95,14 +95,10 @@ pub(super) async fn write(
         };
         match written {
             Ok(_) => return Ok(()),
-            Err(error) if may_pass(&error) && since.elapsed() < PATIENCE => sleep(PAUSE).await,
+            Err(error) if error.is_of_server() && since.elapsed() < PATIENCE => sleep(PAUSE).await,
             Err(error) => return Err(not_written(&owner, &name, &error)),
         }
     }
-}
-
-fn may_pass(error: &ApiError) -> bool {
-    matches!(error.code(), Some(429 | 500..) | None)
 }
 
 fn not_written(owner: &Owner, name: &str, error: &ApiError) -> Failure {

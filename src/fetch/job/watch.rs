@@ -12,7 +12,7 @@ use kube::{
     },
 };
 
-use crate::{fetch::Failure, reason::Reason};
+use crate::{connect::watch_words, fetch::Failure, reason::Reason};
 
 /// A watch without an end of its own.
 pub(super) type Watched<K> = stream::BoxStream<'static, Result<Event<K>, Forbidden>>;
@@ -65,7 +65,7 @@ where
             let news = match event {
                 Ok(event) => Some(Ok(event)),
                 Err(error) => {
-                    tracing::debug!(%error, "a watch of a job's run broke");
+                    tracing::debug!(error = watch_words(&error), "a watch of a job's run broke");
                     forbidden_verb(&error).map(|verb| Err(Forbidden::new::<K>(verb, &namespace)))
                 }
             };

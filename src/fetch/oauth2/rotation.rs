@@ -185,7 +185,7 @@ impl Rotation {
 
     async fn try_write(&self, new: &SecretString) -> Result<Written, ApiError> {
         let Err(error) = self.patch(new.expose_secret(), false).await else { return Ok(Written::Done) };
-        if matches!(error.code(), Some(429 | 500..) | None) {
+        if error.is_of_server() {
             return Err(error);
         }
         // The old token is not there any more, be it by a write of ours that was not answered; or the write is refused.
