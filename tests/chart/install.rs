@@ -19,7 +19,7 @@ use tokio::{sync::Mutex, task::JoinHandle};
 
 use crate::{
     support::{
-        CacheView as _, Cluster, DEADLINE, Namespace, SecretView as _,
+        CacheView as _, Cluster, Namespace, SecretView as _,
         image::load_program,
         in_background,
         manifests::{CREDENTIALS, source_secret, token_cache},
@@ -28,7 +28,7 @@ use crate::{
         version, within,
     },
     tools::{hack, must, repository},
-    ways::{IMAGE, NAMESPACE, Way, namespace, pods},
+    ways::{IMAGE, Way, namespace, of_pods, pods},
 };
 
 const DEFINITION: &str = "tokencaches.tokencache.dev";
@@ -108,7 +108,7 @@ impl Stage {
         self.upgrade_under_load(way).await;
         let second = self.pods_are_ready().await;
         let replaced = || async { (pods(self.ns.client()).await.len() == second.len()).then_some(()) };
-        within("those that were replaced are gone", poll(replaced)).await;
+        of_pods("those that were replaced are gone", poll(replaced)).await;
         assert!(first.iter().all(|name| !second.contains(name)), "{first:?}, then {second:?}");
 
         let before = (self.objects().await, self.server.all_requests());
@@ -151,14 +151,7 @@ impl Stage {
             };
             (pods.len() == 2 && pods.iter().all(is_ready)).then_some(pods)
         };
-        let Ok(pods) = tokio::time::timeout(DEADLINE, poll(ready)).await else {
-            let of = |arguments: &[&str]| must("kubectl", &[&["--namespace", NAMESPACE], arguments].concat());
-            let (pods, log) = (of(&["describe", "pods"]), ["logs", "--selector", "app.kubernetes.io/name=tokencache"]);
-            panic!(
-                "not two pods are ready within {DEADLINE:?}:\n{pods}\n{}",
-                of(&[&log[..], &["--tail", "40"]].concat())
-            );
-        };
+        let pods = of_pods("two pods are ready", poll(ready)).await;
         for pod in &pods {
             let image = pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());
             assert_eq!(image, Some(format!("{}:{}", IMAGE.0, IMAGE.1)));

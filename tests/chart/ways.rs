@@ -11,12 +11,12 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
-    support::{poll, within},
-    tools::{chart, must, repository},
+    support::{DEADLINE, poll},
+    tools::{chart, must, repository, run},
 };
 
 /// Where the controllers run.
-pub const NAMESPACE: &str = "tokencache-system";
+const NAMESPACE: &str = "tokencache-system";
 /// Their image, in two parts.
 pub const IMAGE: (&str, &str) = ("tokencache.test/tokencache", "1");
 const SELECTOR: &str = "app.kubernetes.io/name=tokencache";
@@ -99,7 +99,7 @@ impl Way {
                 must("kubectl", &["delete", "-f", &file("controller.yaml"), "-f", &file("rbac.yaml")]);
             }
         }
-        within("its pods are gone", poll(|| async { pods(client).await.is_empty().then_some(()) })).await;
+        of_pods("its pods are gone", poll(|| async { pods(client).await.is_empty().then_some(()) })).await;
     }
 }
 
@@ -116,6 +116,24 @@ pub async fn namespace(client: &Client) {
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         created => drop(created.expect("the namespace is created")),
     }
+}
+
+/// Waits as `within` does, but tells all that is known of the controllers' pods where it was in vain.
+pub async fn of_pods<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let Ok(value) = tokio::time::timeout(DEADLINE, future).await else {
+        let known = [
+            &["get", "deployments,replicasets,pods", "--output", "wide"][..],
+            &["describe", "pods"],
+            &["logs", "--selector", SELECTOR, "--tail", "40"],
+        ];
+        let mut told = format!("not within {DEADLINE:?}: {what}\n");
+        for arguments in known {
+            let output = run("kubectl", &[&["--namespace", NAMESPACE], arguments].concat());
+            told += &String::from_utf8_lossy(&[output.stdout, output.stderr].concat());
+        }
+        panic!("{told}");
+    };
+    value
 }
 
 /// The controllers' pods.
