@@ -164,6 +164,21 @@ mod tests {
         assert_eq!(words(&refused), "not you (403)");
         let unread = serde_json::from_str::<u8>("\"hunter2\"").expect_err("no number");
         assert!(unread.to_string().contains("hunter2"));
-        assert_eq!(words(&kube::Error::SerdeError(unread)), "its answer cannot be read");
+        let unread = kube::Error::SerdeError(unread);
+        assert_eq!(words(&unread), "its answer cannot be read");
+        assert_eq!(watch_words(&watcher::Error::WatchFailed(unread)), "its answer cannot be read");
+    }
+
+    #[test]
+    fn the_api_server_is_at_fault_unless_it_understood_and_refused() {
+        let answered = |code| kube::Error::Api(Status::failure("no", "").with_code(code).boxed());
+        for code in [429, 500, 503, 504] {
+            assert!(is_of_server(&answered(code)), "{code}");
+        }
+        for code in [400, 401, 403, 404, 409, 422] {
+            assert!(!is_of_server(&answered(code)), "{code}");
+        }
+        let unread = serde_json::from_str::<u8>("").expect_err("no number");
+        assert!(is_of_server(&kube::Error::SerdeError(unread)));
     }
 }

@@ -215,12 +215,12 @@ impl Notes {
     #[must_use]
     pub fn end_pauses(&self) -> Vec<Key> {
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = notes.iter_mut().filter(|(_, note)| note.api_failures > 0 && note.cancel.is_none());
-        let end = |(key, note): (&Key, &mut Box<Note>)| {
+        let mut waited = Vec::new();
+        for (key, note) in notes.iter_mut().filter(|(_, note)| note.api_failures > 0 && note.cancel.is_none()) {
             note.pause = None;
-            key.clone()
-        };
-        waiting.map(end).collect()
+            waited.push(key.clone());
+        }
+        waited
     }
 
     /// Ends the run that is going on, if any.

@@ -56,12 +56,12 @@ pub enum Ran {
     Done,
     /// There was nothing to do any more, or the TokenCache is gone.
     NotNeeded,
-    /// Somebody else runs it.
+    /// Somebody else runs it, or the run came to nothing.
     Busy {
         /// After this time the Lease may be taken, if nothing happens before.
         retry_in: Duration,
-        /// Who runs it.
-        holder: String,
+        /// Who runs it, if somebody was seen to.
+        holder: Option<String>,
     },
     /// It was told to end.
     Cancelled,
@@ -254,12 +254,12 @@ impl Runner {
             let lost = matches!(&result, Err(failure) if failure.reason == Reason::LockLost);
             if lost && !hold.is_still_mine().await {
                 tracing::warn!(namespace = key.0, name = key.1, "the run was cancelled, since its Lease was lost");
-                return Ok(Ran::Busy { retry_in: RETRY_LOST, holder: String::new() });
+                return Ok(Ran::Busy { retry_in: RETRY_LOST, holder: None });
             }
             self.finish(key, &seen, &why, result, started, lost).await?;
             return Ok(Ran::Done);
         }
-        Ok(Ran::Busy { retry_in: RETRY_LOST, holder: String::new() })
+        Ok(Ran::Busy { retry_in: RETRY_LOST, holder: None })
     }
 
     /// Whether a TokenCache and its Secret are shown by the watch as this process's last run left them, or as one that

@@ -88,7 +88,7 @@ pub async fn put(
                     }
                     exists = false;
                 }
-                code @ (Some(429 | 500..) | None) if tries < TRIES => {
+                code if error.is_of_server() && tries < TRIES => {
                     unanswered |= code != Some(429);
                     tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(tries)).await;
                 }

@@ -33,32 +33,21 @@ impl Follow {
         let task = tokio::spawn(async move {
             let mut changes = pin!(watcher::watch_object(client.api::<Cache>(), &name).default_backoff());
             while let Some(change) = changes.next().await {
+                // A watch that breaks off is taken up again; one that is forbidden stays so.
                 let news = match change {
-                    Ok(cache) => Ok(cache.map(Arc::new)),
-                    // A watch that breaks off is taken up again; one that is forbidden stays so.
+                    Ok(cache) => Ok(Ok(cache.map(Arc::new))),
                     Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) => {
                         match client.call("list and watch", "tokencaches", &name, "fetch").refused(error) {
-                            Error::Api(error) => {
-                                tracing::debug!(
-                                    name,
-                                    error = words(&error),
-                                    "the watch of a TokenCache is taken up again"
-                                );
-                                continue;
-                            }
-                            refused => Err(refused),
+                            Error::Api(error) => Err(words(&error)),
+                            refused => Ok(Err(refused)),
                         }
                     }
-                    Err(error) => {
-                        tracing::debug!(
-                            name,
-                            error = watch_words(&error),
-                            "the watch of a TokenCache is taken up again"
-                        );
-                        continue;
-                    }
+                    Err(error) => Err(watch_words(&error)),
                 };
-                sender.send_replace(Some((Instant::now(), news)));
+                match news {
+                    Ok(news) => drop(sender.send_replace(Some((Instant::now(), news)))),
+                    Err(error) => tracing::debug!(name, error, "the watch of a TokenCache is taken up again"),
+                }
             }
         });
         Self { since, seen, task }

@@ -43,7 +43,7 @@ impl Context {
             let run = context.reporting(&key, moments, context.run(&key, destination, fresh, &cancel));
             let ran = AssertUnwindSafe(Box::pin(run)).catch_unwind().await.unwrap_or_else(|_| {
                 tracing::error!(namespace = key.0, name = key.1, "a run ended unexpectedly");
-                Ok(Ran::Busy { retry_in: BUSY, holder: String::new() })
+                Ok(Ran::Busy { retry_in: BUSY, holder: None })
             });
             context.learn(&ran);
             let wake = context.settled(&key, ran.map(|ran| context.after(&key, ran)));
@@ -57,9 +57,8 @@ impl Context {
     fn learn(&self, ran: &Result<Ran, RunError>) {
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         let over = match ran {
-            Ok(Ran::Cancelled) => false,
-            // Its own run came to nothing, be it that the API server is away.
-            Ok(Ran::Busy { holder, .. }) if holder.is_empty() => false,
+            // A run of its own that came to nothing may have done so since the API server is away.
+            Ok(Ran::Cancelled | Ran::Busy { holder: None, .. }) => false,
             Ok(_) => outage.answered(Instant::now()),
             Err(error) => {
                 if error.is_of_server() {
@@ -92,7 +91,7 @@ impl Context {
             Ran::NotNeeded => Some(LOOK_AGAIN),
             Ran::Busy { retry_in, holder } => {
                 tracing::debug!(namespace = key.0, name = key.1, holder, "somebody else runs it");
-                if let Some((process, _)) = holder.rsplit_once('_')
+                if let Some((process, _)) = holder.as_deref().and_then(|holder| holder.rsplit_once('_'))
                     && let Some((replica, _)) = process.rsplit_once('_')
                 {
                     self.peers.saw(replica, Instant::now());
@@ -157,7 +156,7 @@ impl Context {
             let expiry = self.until_expiry(&seen(), self.runner.clock.now());
             *retry_in = expiry.unwrap_or(BUSY).min(BUSY).min(*retry_in);
             // Without a holder, it was its own run that came to nothing.
-            if !holder.is_empty() {
+            if holder.is_some() {
                 let runs = cache.runs();
                 let busy = (runs, Instant::now() + *retry_in);
                 let before = self.runner.notes.with_known(key, |note| note.busy.replace(busy)).flatten();

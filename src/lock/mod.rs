@@ -92,8 +92,8 @@ pub enum Acquired {
     Busy {
         /// After this time.
         retry_in: Duration,
-        /// Who holds it.
-        holder: String,
+        /// Who holds it; nobody where others were faster again and again.
+        holder: Option<String>,
     },
 }
 
@@ -219,7 +219,7 @@ impl Locks {
     pub async fn acquire(&self, owner: &Owner, last: LastHolder) -> Result<Acquired, LockError> {
         let me = Identity::new(&self.0.replica, &self.0.nonce, self.0.attempts.fetch_add(1, Ordering::Relaxed));
         let Some(active) = Active::begin(self, owner) else {
-            return Ok(Acquired::Busy { retry_in: self.0.duration / 10, holder: me.to_string() });
+            return Ok(Acquired::Busy { retry_in: self.0.duration / 10, holder: Some(me.to_string()) });
         };
         let remembered = self.sightings().get(owner).cloned();
         // A Lease that was free when last seen is tried as it was. One that was held must be looked at, and so must one
@@ -244,7 +244,7 @@ impl Locks {
                     self.write(owner, seen.map(|seen| seen.resource_version.as_str()), &me, transitions)
                 }
                 Judgement::Wait(retry_in) => {
-                    let holder = seen.and_then(|seen| seen.holder.clone()).unwrap_or_default();
+                    let holder = seen.and_then(|seen| seen.holder.clone());
                     return Ok(Acquired::Busy { retry_in, holder });
                 }
                 Judgement::NotOwned => {
@@ -261,7 +261,7 @@ impl Locks {
                 Err(_) => sighting = self.look(owner).await?,
             }
         }
-        let holder = sighting.and_then(|sighting| sighting.seen.holder).unwrap_or_default();
+        let holder = sighting.and_then(|sighting| sighting.seen.holder);
         Ok(Acquired::Busy { retry_in: self.0.duration / 10, holder })
     }
 

@@ -214,7 +214,7 @@ fn not_created(error: &ApiError, job: &Job) -> Failure {
     let words = words::brief(&manifest::in_the_users_words(&error.to_string(), job));
     match error.code() {
         Some(400 | 422) => Failure::new(Reason::InvalidSpec, format!("Kubernetes refuses the Job: {words}")),
-        Some(429 | 500..) | None => Failure::new(Reason::Unreachable, format!("the Job was not created: {words}")),
-        Some(_) => Failure::new(Reason::JobFailed, format!("Kubernetes refuses the Job: {words}")),
+        _ if error.is_of_server() => Failure::new(Reason::Unreachable, format!("the Job was not created: {words}")),
+        _ => Failure::new(Reason::JobFailed, format!("Kubernetes refuses the Job: {words}")),
     }
 }

@@ -124,8 +124,8 @@ impl Rotation {
             // A webhook that knows no dry run says nothing about the write itself.
             Some(400) => return Ok(()),
             Some(403) => Reason::SourceNotAllowed,
-            Some(429 | 500..) | None => Reason::Unreachable,
-            Some(_) => Reason::WriteFailed,
+            _ if error.is_of_server() => Reason::Unreachable,
+            _ => Reason::WriteFailed,
         };
         let message = format!(
             "nothing was sent, since a new refresh token could not be written back to {}: {}",
