@@ -30,6 +30,7 @@ mod lock;
 mod oauth2;
 mod outage;
 mod prometheus;
+mod proxy;
 mod recipes;
 mod references;
 mod refusals;

@@ -23,7 +23,7 @@ pub use agent::Agent;
 pub use cluster::Cluster;
 pub use controller::{BINARY, Controller, Ended, Launch, ended, faketime, run_to_exit, tokencache};
 pub use door::Door;
-pub use flaky::{FlakyApi, Trouble};
+pub use flaky::{Action, FlakyApi, Trouble, When};
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
