@@ -98,11 +98,25 @@ fn oauth_error(status: StatusCode, error: &str, description: &str) -> Answer {
     answer(status, &json!({"error": error, "error_description": description}))
 }
 
+/// What a client asked for.
+struct Asked {
+    form: Form,
+    authorised: bool,
+    /// The successor of the refresh token that it sent.
+    refresh: Option<String>,
+}
+
 async fn token(state: &Arc<State>, cache: &str, head: &Parts, body: Body) -> Answer {
     let (inside, mut behaviour) = Inside::enter(state, cache);
     let mut form = form(&to_bytes(body, 1 << 20).await?);
     let authorised = is_authorised(state, &head.headers, &mut form);
-    state.with(cache, |path| path.forms.push(form.clone()));
+    let refreshes = form.get("grant_type").map(String::as_str) == Some("refresh_token");
+    let refresh = state.with(cache, |path| {
+        path.forms.push(form.clone());
+        let sent = form.get("refresh_token").filter(|_| refreshes && authorised && behaviour.issues());
+        sent.and_then(|sent| path.refresh.redeem(sent))
+    });
+    let asked = Asked { form, authorised, refresh };
     loop {
         behaviour = match behaviour {
             Behaviour::Behind(gate, then) => {
@@ -113,7 +127,7 @@ async fn token(state: &Arc<State>, cache: &str, head: &Parts, body: Body) -> Ans
                 tokio::time::sleep(delay).await;
                 *then
             }
-            behaviour => break respond(state, cache, &head.headers, &form, authorised, behaviour, inside).await,
+            behaviour => break respond(state, cache, &head.headers, &asked, behaviour, inside).await,
         };
     }
 }
@@ -160,20 +174,19 @@ async fn respond(
     state: &Arc<State>,
     cache: &str,
     headers: &HeaderMap,
-    form: &Form,
-    authorised: bool,
+    asked: &Asked,
     behaviour: Behaviour,
     inside: Inside,
 ) -> Answer {
     match behaviour {
-        Behaviour::Default | Behaviour::Issue(_) | Behaviour::Echo(_) if !authorised => {
+        Behaviour::Default | Behaviour::Issue(_) | Behaviour::Echo(_) if !asked.authorised => {
             let mut refused =
                 oauth_error(StatusCode::UNAUTHORIZED, "invalid_client", "unknown client or wrong secret")?;
             refused.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic"));
             Ok(refused)
         }
-        Behaviour::Default => issue(state, cache, form, Expiry::In(state.options.lifetime.as_secs())),
-        Behaviour::Issue(expiry) => issue(state, cache, form, expiry),
+        Behaviour::Default => issue(state, cache, asked, Expiry::In(state.options.lifetime.as_secs())),
+        Behaviour::Issue(expiry) => issue(state, cache, asked, expiry),
         Behaviour::Status(status, headers, body) => told(status, headers, body),
         Behaviour::OAuthError(error, description) => oauth_error(StatusCode::BAD_REQUEST, error, &description),
         Behaviour::Hang => future::pending().await,
@@ -183,16 +196,25 @@ async fn respond(
         Behaviour::Redirect(to) => {
             Ok(Response::builder().status(StatusCode::FOUND).header(header::LOCATION, to).body(Body::empty())?)
         }
-        Behaviour::Echo(echo) => repeat(state, cache, headers, form, echo),
+        Behaviour::Echo(echo) => repeat(state, cache, headers, &asked.form, echo),
         Behaviour::Behind(..) | Behaviour::After(..) => Err("unwrapped by the caller".into()),
     }
 }
 
-fn issue(state: &State, cache: &str, form: &Form, expiry: Expiry) -> Answer {
-    if form.get("grant_type").map(String::as_str) != Some("client_credentials") {
-        return oauth_error(StatusCode::BAD_REQUEST, "unsupported_grant_type", "only client_credentials");
+fn issue(state: &State, cache: &str, asked: &Asked, expiry: Expiry) -> Answer {
+    let form = &asked.form;
+    match (form.get("grant_type").map(String::as_str), &asked.refresh) {
+        (Some("client_credentials"), _) => answer(StatusCode::OK, &new_token(state, cache, form, expiry)?.answer),
+        (Some("refresh_token"), Some(refresh)) => {
+            let mut issued = new_token(state, cache, form, expiry)?.answer;
+            issued["refresh_token"] = json!(refresh);
+            answer(StatusCode::OK, &issued)
+        }
+        (Some("refresh_token"), None) => {
+            oauth_error(StatusCode::BAD_REQUEST, "invalid_grant", "unknown or used refresh token")
+        }
+        _ => oauth_error(StatusCode::BAD_REQUEST, "unsupported_grant_type", "client_credentials or refresh_token"),
     }
-    answer(StatusCode::OK, &new_token(state, cache, form, expiry)?.answer)
 }
 
 fn new_token(state: &State, cache: &str, form: &Form, expiry: Expiry) -> Result<token::Issued, BoxError> {

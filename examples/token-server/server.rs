@@ -1,4 +1,4 @@
-//! An OAuth 2.0 token endpoint (RFC 6749 §4.4) that counts its callers, and misbehaves when told to.
+//! An OAuth 2.0 token endpoint (RFC 6749 §4.4, and §6 with rotation) that counts its callers, and misbehaves when told to.
 //!
 //! Every TokenCache of a test has a path of its own, `/c/NAME/token`, and with it counters and a behaviour of its own.
 
@@ -16,6 +16,8 @@ use tower::make::Shared;
 
 #[path = "endpoint.rs"]
 pub mod endpoint;
+#[path = "refresh.rs"]
+mod refresh;
 #[path = "tls.rs"]
 mod tls;
 #[path = "token.rs"]
@@ -77,6 +79,17 @@ pub enum Behaviour {
     After(Duration, Box<Behaviour>),
     /// With the client's own credentials, or its new token, where a careless client would repeat them.
     Echo(Echo),
+}
+
+impl Behaviour {
+    /// Whether a request is answered with a token in the end.
+    fn issues(&self) -> bool {
+        match self {
+            Self::Default | Self::Issue(_) => true,
+            Self::Behind(_, then) | Self::After(_, then) => then.issues(),
+            _ => false,
+        }
+    }
 }
 
 /// How an answer says when its token expires.
@@ -150,6 +163,7 @@ struct Path {
     issued: Vec<String>,
     issued_at: Vec<Instant>,
     revoked: usize,
+    refresh: refresh::Tokens,
 }
 
 struct State {
@@ -267,6 +281,29 @@ impl TokenServer {
         self.state.with(cache, |path| path.revoked = path.issued.len());
     }
 
+    /// A new refresh token for one cache; the one before is void. Each request that is answered with a token replaces it,
+    /// and voids it when the request arrives, before the answer is sent. A void one is refused, with no other effect.
+    pub fn sign_in(&self, cache: &str) -> String {
+        self.state.with(cache, |path| path.refresh.sign_in())
+    }
+
+    /// The refresh token of one cache that is not void.
+    pub fn refresh_token(&self, cache: &str) -> Option<String> {
+        self.state.with(cache, |path| path.refresh.valid().cloned())
+    }
+
+    /// The refresh tokens of one cache that were sent again after the server had voided them: when they were voided, and
+    /// when they were sent again.
+    pub fn resent(&self, cache: &str) -> Vec<(Instant, Instant)> {
+        self.state.with(cache, |path| path.refresh.resent().to_vec())
+    }
+
+    /// The same, of all caches.
+    pub fn all_resent(&self) -> BTreeMap<String, Vec<(Instant, Instant)>> {
+        let resent = |(cache, path): (&String, &Path)| (cache.clone(), path.refresh.resent().to_vec());
+        self.state.lock().iter().map(resent).filter(|(_, resent)| !resent.is_empty()).collect()
+    }
+
     /// The tokens issued to anybody.
     pub fn all_issued(&self) -> Vec<String> {
         self.state.lock().values().flat_map(|path| path.issued.clone()).collect()
@@ -341,6 +378,7 @@ impl State {
             issued: Vec::new(),
             issued_at: Vec::new(),
             revoked: 0,
+            refresh: refresh::Tokens::default(),
         }))
     }
 }

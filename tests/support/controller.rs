@@ -248,6 +248,40 @@ pub async fn tokencache(kubeconfig: &str, namespace: &str, arguments: &[&str]) -
     ended(command).await
 }
 
+/// A command of the binary that is in progress, to be ended by signals. Dropping it kills it.
+pub struct Running(Child);
+
+impl Running {
+    /// Starts it in a namespace. `first` makes it process 1, as in a container.
+    pub fn start(kubeconfig: &str, namespace: &str, arguments: &[&str], first: bool) -> Self {
+        let mut binary = command(kubeconfig, "info");
+        let (name, rest) = arguments.split_first().expect("a command");
+        if first {
+            let mut unshare = Command::new("unshare");
+            unshare.args(["--pid", "--fork", "--kill-child", BINARY]).env_clear();
+            let variables = binary.as_std().get_envs().filter_map(|(name, value)| Some((name, value?)));
+            unshare.envs(variables).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            binary = unshare;
+        }
+        binary.arg(name).args(["--namespace", namespace]).args(rest);
+        Self(binary.kill_on_drop(true).spawn().expect("it is started"))
+    }
+
+    /// Sends a signal, to the child where it is process 1 of its own.
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.0.id().expect("it is running");
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let pid = children.trim().parse().ok().or(i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        kill_process(pid.expect("a process id"), signal).expect("the signal is sent");
+    }
+
+    /// Waits for its end: the exit code, or nothing where a signal has killed it, and what it printed to stderr.
+    pub async fn ended(self) -> (Option<i32>, String) {
+        let output = within("the program ends", self.0.wait_with_output()).await.expect("its output");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
 /// Runs a program to its end.
 pub async fn ended(mut command: Command) -> Ended {
     let output = within("the program ends", command.kill_on_drop(true).output()).await.expect("it is started");

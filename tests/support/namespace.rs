@@ -148,9 +148,14 @@ impl Namespace {
 
     /// Asks for a new value as consumers do: by a patch of the status.
     pub async fn request_by_status(&self, name: &str, at: &str) -> TokenCache {
-        let change = json!({"status": {"refreshRequested": at}});
+        self.patch_status(name, json!({"refreshRequested": at})).await
+    }
+
+    /// Changes the status of a TokenCache by a merge patch.
+    pub async fn patch_status(&self, name: &str, change: Value) -> TokenCache {
+        let change = json!({ "status": change });
         let patched = self.api::<TokenCache>().patch_status(name, &PatchParams::default(), &Patch::Merge(change)).await;
-        patched.expect("status.refreshRequested is patched")
+        patched.unwrap_or_else(|error| panic!("cannot patch the status of {name}: {error}"))
     }
 
     /// Deletes an object.

@@ -1,0 +1,42 @@
+//! Refresh tokens that are rotated (RFC 6749 §6), without detection of reuse.
+
+use std::{collections::HashMap, time::Instant};
+
+/// The refresh tokens of one cache.
+#[derive(Clone, Default)]
+pub struct Tokens {
+    valid: Option<String>,
+    /// When each was voided.
+    void: HashMap<String, Instant>,
+    resent: Vec<(Instant, Instant)>,
+}
+
+impl Tokens {
+    /// Another token, instead of the one that is valid.
+    pub fn sign_in(&mut self) -> String {
+        let token = format!("refresh-{:032x}", rand::random::<u128>());
+        if let Some(old) = self.valid.replace(token.clone()) {
+            self.void.insert(old, Instant::now());
+        }
+        token
+    }
+
+    /// The one that is valid.
+    pub fn valid(&self) -> Option<&String> {
+        self.valid.as_ref()
+    }
+
+    /// Voids a token that was sent, and gives the next one; nothing where it is not valid.
+    pub fn redeem(&mut self, sent: &str) -> Option<String> {
+        if self.valid.as_deref() == Some(sent) {
+            return Some(self.sign_in());
+        }
+        self.resent.extend(self.void.get(sent).map(|voided| (*voided, Instant::now())));
+        None
+    }
+
+    /// When void tokens were sent: since when they were void, and when it was.
+    pub fn resent(&self) -> &[(Instant, Instant)] {
+        &self.resent
+    }
+}
