@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{api::Invalid, secret::Lifetime};
+use crate::{api::Invalid, reason::Reason, references::Change, secret::Lifetime};
 
 /// Namespace and name.
 pub type Key = (String, String);
@@ -31,16 +31,18 @@ pub struct Note {
     pub ahead: Option<Box<Ahead>>,
     /// `status.runs` as this process wrote it, and when; an object with less has not come through the watch yet.
     pub reported: Option<(i64, Instant)>,
-    /// The same, where that run failed for what its source had read.
-    pub waiting: Option<i64>,
+    /// The same, where that run failed for what its source had read, and the reason.
+    pub waiting: Option<(i64, Reason)>,
     /// Whether the Secret of this `resourceVersion` was found as it had been written.
     pub verified: Option<(String, bool)>,
     /// Since when the Secret of this `resourceVersion` waits to be verified.
     pub unverified: Option<Box<(String, Instant)>>,
     /// `status.runs` when an object that stood in the way of the last run changed.
     pub unblocked: Option<i64>,
-    /// When an object that it refers to changed last.
+    /// When an object that it refers to changed last, but for refresh tokens that were written back.
     pub source_changed: Option<Instant>,
+    /// When a refresh token was last written back to a Secret that it refers to.
+    pub rotated: Option<Instant>,
     /// Whether this process has looked at it before.
     pub met: bool,
     /// Since when the Secret is missing although status speaks of one.
@@ -154,6 +156,37 @@ impl Note {
     pub fn is_busy_for(&self, runs: i64, now: Instant) -> Option<Duration> {
         let (_, until) = self.busy.filter(|(seen, _)| *seen == runs)?;
         Some(until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
+
+    /// An object that it refers to has changed. `failed` is the failure that status shows, if any: `status.runs`, and the
+    /// reason. Whether the change may help: then the next look fetches again.
+    pub fn source_changed(&mut self, change: Change, runs: i64, failed: Option<&str>) -> bool {
+        // A run that is in progress may have read the object just before.
+        let last = match change {
+            Change::Rotation => &mut self.rotated,
+            Change::Other => &mut self.source_changed,
+        };
+        *last = Some(Instant::now());
+        let (runs, failed) = if self.is_ahead_of(runs) {
+            self.waiting.map_or((runs, None), |(runs, reason)| (runs, Some(reason.as_str())))
+        } else {
+            (runs, failed)
+        };
+        let helps = failed.is_some_and(|reason| change.may_help(reason));
+        if helps {
+            self.unblocked = Some(runs);
+        }
+        helps
+    }
+
+    /// Whether an object whose change may help against this failure has changed since.
+    #[must_use]
+    pub fn has_source_changed_since(&self, began: Instant, reason: Reason) -> bool {
+        let changes = [(Change::Rotation, self.rotated), (Change::Other, self.source_changed)];
+        let since = |(change, at): (Change, Option<Instant>)| {
+            change.may_help(reason.as_str()) && at.is_some_and(|at| at >= began)
+        };
+        changes.into_iter().any(since)
     }
 
     /// Whether an object with this `status.runs` is older than what this process wrote.
@@ -300,6 +333,33 @@ mod tests {
         assert_eq!(look(&notes), Turn::AfterRun);
         notes.run_ended(&key(), None);
         assert_eq!(look(&notes), Turn::Now);
+    }
+
+    #[test]
+    fn a_refresh_token_that_is_written_back_late_wakes_who_was_refused_with_the_old_one() {
+        let (began, reauthentication) = (Instant::now(), Reason::ReauthenticationRequired);
+        // By status, as the watch shows it.
+        let mut note = Note::default();
+        assert!(!note.source_changed(Change::Rotation, 7, Some("Rejected")));
+        assert!(!note.source_changed(Change::Rotation, 7, None));
+        assert_eq!(note.unblocked, None);
+        assert!(note.source_changed(Change::Rotation, 7, Some("ReauthenticationRequired")));
+        assert_eq!(note.unblocked, Some(7));
+        // By what this process reported, which the watch does not show yet.
+        let reported = Some((8, Instant::now()));
+        let mut ahead = Note { reported, waiting: Some((8, reauthentication)), ..Note::default() };
+        assert!(ahead.source_changed(Change::Rotation, 7, None));
+        assert_eq!(ahead.unblocked, Some(8));
+        let mut ahead = Note { reported, waiting: Some((8, Reason::InvalidSpec)), ..Note::default() };
+        assert!(!ahead.source_changed(Change::Rotation, 7, Some("ReauthenticationRequired")));
+        // During the run, before its failure is reported.
+        let mut note = Note::default();
+        note.source_changed(Change::Rotation, 7, None);
+        assert!(note.has_source_changed_since(began, reauthentication));
+        assert!(!note.has_source_changed_since(began, Reason::InvalidSpec), "it may be the run's own write");
+        assert!(!note.has_source_changed_since(Instant::now() + Duration::from_secs(1), reauthentication));
+        note.source_changed(Change::Other, 7, None);
+        assert!(note.has_source_changed_since(began, Reason::InvalidSpec));
     }
 
     #[test]

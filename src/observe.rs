@@ -13,6 +13,7 @@ use crate::{
     fetch,
     notes::{Ahead, Key, Note, Notes},
     plan::Observed,
+    reason::Reason,
     sealed::SealedSecret,
     secret::{Lifetime, is_intact, read},
     time::ceil,
@@ -151,13 +152,13 @@ pub fn note_written(
     version
 }
 
-/// What is remembered after a run was reported. Where it failed for what its source had read, `began` says since when
-/// that was looked at: a change after that may be what it waits for, and was not noticed as such when it came.
-pub fn note_reported(notes: &Notes, key: &Key, runs: i64, began: Option<Instant>) {
+/// What is remembered after a run was reported. `failed`: where it failed for what its source had read, since when that
+/// was looked at, and the reason. A change after that may be what it waits for, and was not noticed as such when it came.
+pub fn note_reported(notes: &Notes, key: &Key, runs: i64, failed: Option<(Instant, Reason)>) {
     notes.with(key, |note| {
         note.reported = Some((runs, Instant::now()));
-        note.waiting = began.map(|_| runs);
-        if began.is_some_and(|began| note.source_changed.is_some_and(|changed| changed >= began)) {
+        note.waiting = failed.map(|(_, reason)| (runs, reason));
+        if failed.is_some_and(|(began, reason)| note.has_source_changed_since(began, reason)) {
             note.unblocked = Some(runs);
         }
     });

@@ -74,6 +74,7 @@ impl Flags {
             require_source_label: self.require_source_label,
             allow_jobs: self.allow_jobs,
             collector_image: self.collector_image,
+            lease_duration,
         };
         Ok(Runner {
             client: client.clone(),

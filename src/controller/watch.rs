@@ -32,8 +32,7 @@ use crate::{
     limits::Limits,
     lock::Locks,
     notes::{Key, Notes},
-    reason::Reason,
-    references::{References, is_rotation},
+    references::{Change, References},
     run::{Runner, owner},
     slim::MetadataOnly,
 };
@@ -347,22 +346,18 @@ impl Sources {
     fn changed(&self, kind: ReferenceKind, object: &impl Resource<DynamicType = ()>) -> Vec<ObjectRef<Kept>> {
         let namespace = object.namespace().unwrap_or_default();
         let waiting = self.index.to(&namespace, &Reference { kind, name: object.name_any() });
-        if waiting.is_empty() || is_rotation(object.meta()) {
+        if waiting.is_empty() {
             return Vec::new();
         }
+        let change = Change::newest(object.meta());
         let waits = |name: String| {
             let key = (namespace.clone(), name);
             let at = at(&key);
             let status = self.caches.get(&at)?.read().ok()?.status.unwrap_or_default();
             let failure = status.last_failure.as_ref().filter(|_| status.failures > 0);
-            let watched = failure.filter(|failure| Reason::is_of_source(&failure.reason)).map(|_| status.runs);
-            self.notes.with(&key, |note| {
-                // A run that is under way may have looked just before.
-                note.source_changed = Some(Instant::now());
-                let waiting = if note.is_ahead_of(status.runs) { note.waiting } else { watched };
-                note.unblocked = waiting.or(note.unblocked);
-                waiting.map(|_| at)
-            })
+            let failed = failure.map(|failure| failure.reason.as_str());
+            let helps = self.notes.with(&key, |note| note.source_changed(change, status.runs, failed));
+            helps.then_some(at)
         };
         waiting.into_iter().filter_map(waits).collect()
     }

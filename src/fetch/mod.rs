@@ -90,6 +90,8 @@ pub struct FetcherConfig {
     pub allow_jobs: bool,
     /// The image with this very program, for the pods of jobs.
     pub collector_image: String,
+    /// How long a Lease lasts that is not renewed.
+    pub lease_duration: Duration,
 }
 
 /// Fetches values. Clones share their connections.
@@ -102,6 +104,7 @@ struct Inner {
     require_source_label: bool,
     allow_jobs: bool,
     collector_image: String,
+    late: Duration,
     clock: Clock,
 }
 
@@ -119,6 +122,8 @@ struct Attempt<'a> {
     clients: &'a Clients,
     clock: &'a Clock,
     phase: Phase,
+    /// How long the answer to a request that cannot be taken back is awaited after the fetch was given up.
+    late: Duration,
     /// What must be seen to even when the fetch is dropped.
     ends: &'a TaskTracker,
 }
@@ -157,9 +162,9 @@ impl Fetcher {
     }
 
     fn with_lookup(client: kube::Client, config: FetcherConfig, clock: Clock, lookup: resolver::Lookup) -> Self {
-        let FetcherConfig { addresses, require_source_label, allow_jobs, collector_image } = config;
-        let clients = Clients::new(addresses, lookup);
-        Self(Arc::new(Inner { client, clients, require_source_label, allow_jobs, collector_image, clock }))
+        let FetcherConfig { addresses, require_source_label, allow_jobs, collector_image, lease_duration } = config;
+        let (clients, late) = (Clients::new(addresses, lookup), oauth2::late(lease_duration));
+        Self(Arc::new(Inner { client, clients, require_source_label, allow_jobs, collector_image, late, clock }))
     }
 
     /// One attempt, within `spec.fetch.timeout`.
@@ -189,10 +194,10 @@ impl Fetcher {
     }
 
     async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
-        let Inner { client, clients, require_source_label, allow_jobs, collector_image, clock } = &*self.0;
+        let Inner { client, clients, require_source_label, allow_jobs, collector_image, late, clock } = &*self.0;
         let namespace = cache.metadata.namespace.clone().unwrap_or_default();
         let sources = Sources::new(client.clone(), namespace.clone(), *require_source_label, phase.clone());
-        let mut attempt = Attempt { sources, client, namespace: &namespace, clients, clock, phase, ends };
+        let mut attempt = Attempt { sources, client, namespace: &namespace, clients, clock, phase, late: *late, ends };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
             Some(Source::Http(http)) => http::fetch(&mut attempt, http).await?,

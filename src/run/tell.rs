@@ -75,8 +75,9 @@ impl Runner {
             (!lost || cache.runs() == before.runs).then(|| after_run(&Observed { cache, ..left.clone() }, &ended, now))
         };
         if self.reporter.report(key, seen.cache, wanted).instrument(info_span!("report")).await? {
-            let of_source = result.as_ref().err().is_some_and(|failure| Reason::is_of_source(failure.reason.as_str()));
-            note_reported(&self.notes, key, before.runs + 1, of_source.then_some(started));
+            let reason = result.as_ref().err().map(|failure| failure.reason);
+            let of_source = reason.filter(|reason| Reason::is_of_source(reason.as_str()));
+            note_reported(&self.notes, key, before.runs + 1, of_source.map(|reason| (started, reason)));
         }
         self.announce(seen.cache, why, before.failures, &result).await;
         Ok(())

@@ -18,6 +18,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::form_urlencoded::Serializer;
 
 use self::answer::Confidence;
+pub(super) use self::rotation::late;
 use super::{
     Attempt, Failure, Obtained, Phase, Reference,
     http_client::{Answer, Connection},

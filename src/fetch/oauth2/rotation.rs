@@ -23,15 +23,16 @@ use crate::{
     fetch::{Attempt, Failure, Phase, redact::Redactor},
     observe::{ApiError, limited},
     reason::Reason,
-    sealed::SealedSecret,
+    sealed::{SealedSecret, SecretBytes},
 };
 
 /// The member of an answer that holds the new token.
 pub(super) const MEMBER: &str = "refresh_token";
 
-/// How long an answer is waited for after the fetch was given up: a third of a Lease's default duration, so that it has
-/// come before another run may begin.
-const LATE: Duration = Duration::from_secs(5);
+/// How long an answer is awaited after the fetch was given up, at least and at most. The request cannot be taken back,
+/// so whatever ended the fetch, an answer that comes late is better than none: the new token may be in it. On SIGTERM
+/// the controller gives fetches up after 5 s and ends after 18 s, so there is a second left to write the token.
+const LATE: (Duration, Duration) = (Duration::from_secs(12), Duration::from_secs(60));
 
 /// How long a new token is tried to be written: longer than an API server takes to be started anew, or upgraded.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -46,6 +47,13 @@ pub(super) struct Rotation {
     reference: SecretKeyRef,
     old: SecretString,
     phase: Phase,
+    late: Duration,
+}
+
+/// How long an answer is awaited after the fetch was given up: by then the Lease, of this duration, may be lost, and
+/// another client may take it after a third of its duration.
+pub(in crate::fetch) fn late(lease_duration: Duration) -> Duration {
+    (lease_duration / 3).clamp(LATE.0, LATE.1)
 }
 
 /// How a write went.
@@ -66,13 +74,18 @@ pub(super) async fn exchange(
     let given_up = CancellationToken::new();
     let guard = given_up.clone().drop_guard();
     let task = attempt.ends.spawn(async move {
+        let late = rotation.late;
         let exchanged = tokio::select! {
+            biased;
             exchanged = exchange.run() => exchanged,
-            () = async { given_up.cancelled().await; sleep(LATE).await } => {
+            () = async { given_up.cancelled().await; sleep(late).await } => {
                 return Err(Failure::new(Reason::Timeout, "given up"));
             }
         };
-        let exchanged = exchanged.map_err(|refused| rotation.explain(refused))?;
+        let exchanged = match exchanged {
+            Ok(exchanged) => exchanged,
+            Err(refused) => return Err(rotation.explain(refused).await),
+        };
         let new = answer::text(&exchanged.members, MEMBER).filter(|new| !new.expose_secret().is_empty());
         match new {
             // The server keeps the old one.
@@ -95,6 +108,7 @@ impl Rotation {
             reference: reference.clone(),
             old,
             phase: attempt.phase.clone(),
+            late: attempt.late,
         }
     }
 
@@ -102,10 +116,20 @@ impl Rotation {
         format!("key {} of Secret {}/{}", self.reference.key, self.namespace, self.reference.name)
     }
 
-    /// A refusal of the token itself is final.
-    fn explain(&self, answer::Refused { failure, invalid_grant }: answer::Refused) -> Failure {
+    /// A refusal of the token itself is final, unless the Secret holds another one by now.
+    async fn explain(&self, answer::Refused { failure, invalid_grant }: answer::Refused) -> Failure {
         if !invalid_grant {
             return failure;
+        }
+        self.phase.set(format!("reading {} again", self.place()));
+        // Where the Secret cannot be read, a change of it is noticed by the watch.
+        if self.stored().await.is_ok_and(|stored| !holds(stored.as_ref(), &self.old)) {
+            let message = format!(
+                "{}: {} was changed while its old refresh token was in use; the next attempt reads it again",
+                failure.message,
+                self.place()
+            );
+            return Failure { message, ..failure };
         }
         let message = format!(
             "{}: the refresh token has expired, was revoked or was used before; somebody must sign in again, and put \
@@ -189,15 +213,19 @@ impl Rotation {
             return Err(error);
         }
         // The old token is not there any more, be it by a write of ours that was not answered; or the write is refused.
-        let api = Api::<SealedSecret>::namespaced(self.client.clone(), &self.namespace);
-        let found = limited(api.get_opt(&self.reference.name)).await?;
-        let value = found.as_ref().and_then(|found| found.data.get(&self.reference.key));
-        let is = |token: &SecretString| value.is_some_and(|value| value.expose() == token.expose_secret().as_bytes());
+        let stored = self.stored().await?;
         match () {
-            () if is(new) => Ok(Written::Done),
-            () if is(&self.old) => Err(error),
+            () if holds(stored.as_ref(), new) => Ok(Written::Done),
+            () if holds(stored.as_ref(), &self.old) => Err(error),
             () => Ok(Written::Displaced),
         }
+    }
+
+    /// What the key holds now.
+    async fn stored(&self) -> Result<Option<SecretBytes>, ApiError> {
+        let api = Api::<SealedSecret>::namespaced(self.client.clone(), &self.namespace);
+        let found = limited(api.get_opt(&self.reference.name)).await?;
+        Ok(found.and_then(|mut found| found.data.remove(&self.reference.key)))
     }
 
     /// Replaces the old token, and nothing but it: a JSON patch (RFC 6902) fails where the key holds something else. The
@@ -223,5 +251,21 @@ impl Rotation {
             .body(body.as_bytes().to_vec())
             .map_err(kube::Error::HttpError)?;
         limited(self.client.request::<PartialObjectMeta<Secret>>(request)).await.map(|_| ())
+    }
+}
+
+fn holds(stored: Option<&SecretBytes>, token: &SecretString) -> bool {
+    stored.is_some_and(|stored| stored.expose() == token.expose_secret().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_awaited_for_a_third_of_the_lease_within_limits() {
+        for (lease, expected) in [(1, 12), (15, 12), (60, 20), (3600, 60)] {
+            assert_eq!(late(Duration::from_secs(lease)), Duration::from_secs(expected));
+        }
     }
 }

@@ -184,6 +184,7 @@ impl World {
             require_source_label: true,
             allow_jobs: true,
             collector_image: String::new(),
+            lease_duration: std::time::Duration::from_secs(15),
         };
         Fetcher::with_lookup(self.objects.client(), config, Clock::system(), self.lookup.clone())
     }

@@ -70,6 +70,23 @@ async fn a_void_token_says_that_somebody_must_sign_in_again_and_where_the_new_on
 }
 
 #[tokio::test]
+async fn a_void_token_that_was_replaced_meanwhile_is_no_refusal() {
+    for data in [&[("token", "refresh-1")][..], &[("other", "x")]] {
+        let world = world("refresh-0");
+        let objects = world.objects.clone();
+        let respond = move |_: &Seen| {
+            objects.secret("session", data);
+            answer(400, r#"{"error":"invalid_grant","error_description":"used before"}"#)
+        };
+        let server = Server::start(respond).await;
+        let fetched = world.fetch(&refreshing(&server.url())).await;
+        let words = ["invalid_grant: used before", "key token of Secret b/session was changed", "next attempt"];
+        let failure = assert_failed(fetched, Reason::Rejected, &words);
+        assert!(!failure.reason.is_refusal());
+    }
+}
+
+#[tokio::test]
 async fn only_a_refusal_of_the_token_itself_is_final() {
     for (status, error, reason) in [
         (401, "invalid_client", Reason::Rejected),
