@@ -6,6 +6,8 @@ mod hold;
 mod judge;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -266,9 +268,12 @@ impl Locks {
     }
 
     /// Reads the Lease, and keeps since when it has been seen as it is.
+    ///
+    /// Only time in which it could be read counts: while the API server is away, its holder cannot renew it either. So
+    /// after a read that failed, the time begins again.
     async fn look(&self, owner: &Owner) -> Result<Option<Sighting>, LockError> {
-        let lease = self.limited(owner, self.api(owner).get_opt(&owner.lease_name())).await?;
-        let seen = lease.map(seen);
+        let lease = self.limited(owner, self.api(owner).get_opt(&owner.lease_name())).await;
+        let seen = lease.inspect_err(|_| self.forget(owner))?.map(seen);
         let mut sightings = self.sightings();
         let Some(seen) = seen else {
             sightings.remove(owner);

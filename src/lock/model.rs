@@ -6,6 +6,7 @@
 //! after three. Clocks of machines do not occur: `Seen` holds no time, and each contender counts from when itself saw
 //! a version first, which is as far off from the others' as the order of events allows.
 
+mod properties;
 mod tests;
 mod world;
 
@@ -40,6 +41,8 @@ struct Lock {
     looks_again: bool,
     /// When a holder trusts in what it wrote itself instead.
     trusts: Trust,
+    /// Whether the time for which a version has been seen begins again after a read that failed.
+    forgets: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +74,12 @@ enum Action {
     Freeze(usize),
     Thaw(usize),
     Expire,
+    /// The server is away from now on.
+    Leave,
+    /// Tries to look at the Lease while the server is away.
+    Miss(usize),
+    /// The server is back.
+    Return,
 }
 
 impl Lock {
@@ -86,6 +95,9 @@ impl Lock {
     fn tick(&self, world: &mut World) {
         let older = |age: &mut u8| *age = (*age + 1).min(WHOLE);
         world.network.iter_mut().for_each(|request| older(&mut request.age));
+        if !world.away {
+            older(&mut world.back);
+        }
         for at in 0..world.processes.len() {
             let process = &mut world.processes[at];
             if let Some((_, since)) = &mut process.sighting {
@@ -141,6 +153,9 @@ impl Lock {
         let mut run = 0;
         let mut version = world.secret.version;
         if accepted && !matches!(write, Write::Value { .. }) {
+            let holder_before = world.lease.as_ref().and_then(|lease| lease.holder);
+            let is_other = |before: Id| (before.process, before.life) != (from.process, from.life);
+            world.hasty |= holder.is_some() && holder_before.is_some_and(is_other) && world.back < WHOLE;
             version = world.fresh_lease_version();
             run = if matches!(write, Write::Take { .. }) { world.fresh_run() } else { 0 };
             world.lease = Some(Lease { version, holder });
@@ -220,6 +235,7 @@ impl Model for Lock {
             sighting: None,
             released: None,
             wrote: None,
+            missed: false,
             phase: Phase::Idle,
         });
         vec![World {
@@ -231,12 +247,22 @@ impl Model for Lock {
             fetches: 0,
             needed: 1,
             overwritten: false,
+            away: false,
+            back: WHOLE,
+            hasty: false,
         }]
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
-        if world.is_idle() || world.left.slow > 0 {
+        if world.is_idle() || world.away || world.left.slow > 0 {
             actions.push(Action::Tick);
+        }
+        // Whatever is under way when the server leaves is another fault.
+        if world.left.outages > 0 && world.network.is_empty() {
+            actions.push(Action::Leave);
+        }
+        if world.away && world.is_missed_by_all() {
+            actions.push(Action::Return);
         }
         if world.secret.valid && world.left.expiries > 0 {
             actions.push(Action::Expire);
@@ -253,8 +279,9 @@ impl Model for Lock {
                 actions.push(Action::Freeze(at));
             }
             match process.phase {
+                Phase::Idle if world.away => actions.push(Action::Miss(at)),
                 Phase::Idle => actions.push(Action::Try(at)),
-                Phase::Holding { doing: Doing::Looking | Doing::Trusting { .. }, .. } => {
+                Phase::Holding { doing: Doing::Looking | Doing::Trusting { .. }, .. } if !world.away => {
                     actions.push(Action::LookAgain(at));
                 }
                 Phase::Holding { doing: Doing::Fetching { .. }, .. } => actions.push(Action::FetchEnds(at)),
@@ -262,6 +289,7 @@ impl Model for Lock {
             }
             if let Phase::Holding { renewed, .. } = process.phase
                 && renewed > 0
+                && !world.away
                 && world.awaits(process.id, |write| matches!(write, Write::Renew { .. })).is_none()
             {
                 actions.push(Action::Renew(at));
@@ -270,6 +298,7 @@ impl Model for Lock {
         for (at, request) in world.network.iter().enumerate() {
             let frozen = world.processes[usize::from(request.from.process)].frozen;
             match request.progress {
+                Progress::Sent | Progress::Orphan if world.away => {}
                 Progress::Sent => {
                     actions.push(Action::Arrive(at));
                     if !frozen && world.left.delays > 0 {
@@ -294,7 +323,7 @@ impl Model for Lock {
         let of = |world: &World, request: usize| usize::from(world.network[request].from.process);
         match action {
             Action::Tick => {
-                world.left.slow -= u8::from(!world.is_idle());
+                world.left.slow -= u8::from(!world.is_idle() && !world.away);
                 self.tick(&mut world);
             }
             Action::Expire => {
@@ -358,6 +387,19 @@ impl Model for Lock {
                 let Request { write, age, .. } = world.network[request];
                 self.learn(&mut world, at, write, None, age);
             }
+            Action::Leave => {
+                world.left.outages -= 1;
+                world.away = true;
+            }
+            Action::Miss(at) => {
+                let process = &mut world.processes[at];
+                process.missed = true;
+                process.sighting = process.sighting.filter(|_| !self.forgets);
+            }
+            Action::Return => {
+                (world.away, world.back) = (false, 0);
+                world.processes.iter_mut().for_each(|process| process.missed = false);
+            }
             Action::Crash(at) => {
                 world.left.crashes -= 1;
                 world.drop_all(at);
@@ -381,34 +423,6 @@ impl Model for Lock {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        vec![
-            Property::always(ONE_AT_A_TIME, |_, world: &World| {
-                let runs = |process: &&Process| matches!(process.phase, Phase::Holding { .. }) && !process.frozen;
-                world.processes.iter().filter(runs).count() <= 1
-            }),
-            Property::always(NO_STALE_WRITE, |_, world: &World| !world.overwritten),
-            Property::always(ONE_DURATION, |lock: &Self, world: &World| {
-                world.processes.iter().filter(|process| process.phase == Phase::Idle).all(|process| {
-                    let since = process
-                        .sighting
-                        .filter(|(version, _)| world.lease.as_ref().is_some_and(|lease| lease.version == *version));
-                    let waited = THIRD * u32::from(since.map_or(0, |(_, since)| since));
-                    match world.judged(lock.judge, process) {
-                        Judgement::Wait(more) => waited + more <= THIRD * u32::from(WHOLE),
-                        _ => true,
-                    }
-                })
-            }),
-            Property::always(NONE_IN_VAIN, |lock: &Self, world: &World| {
-                !lock.is_calm() || world.fetches <= world.needed
-            }),
-            Property::sometimes(A_VALUE, |_, world: &World| world.secret.valid && world.network.is_empty()),
-        ]
+        properties::all()
     }
 }
-
-const ONE_AT_A_TIME: &str = "one run at a time";
-const NO_STALE_WRITE: &str = "a stale holder writes nothing";
-const ONE_DURATION: &str = "a dead holder delays one duration at most";
-const NONE_IN_VAIN: &str = "no run that is not needed";
-const A_VALUE: &str = "a value is written";

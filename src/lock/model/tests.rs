@@ -5,7 +5,8 @@ use std::time::Duration;
 use stateright::{Checker as _, HasDiscoveries, Model as _};
 
 use super::{
-    A_VALUE, Faults, Judge, Lock, NO_STALE_WRITE, NONE_IN_VAIN, ONE_AT_A_TIME, ONE_DURATION, THIRD, Trust, WHOLE,
+    Faults, Judge, Lock, THIRD, Trust, WHOLE,
+    properties::{A_VALUE, NO_HASTE, NO_STALE_WRITE, NONE_IN_VAIN, ONE_AT_A_TIME, ONE_DURATION},
 };
 use crate::lock::judge::{Judgement, judge};
 
@@ -18,6 +19,7 @@ const SOUND: Lock = Lock {
     versioned_value: true,
     looks_again: true,
     trusts: Trust::Uninterrupted,
+    forgets: true,
 };
 
 #[test]
@@ -31,6 +33,7 @@ fn the_lock_holds_in_every_order_of_events() {
         (2, Faults { losses: 2, ..none }),
         (2, Faults { delays: 1, ..none }),
         (2, Faults { slow: 1, ..none }),
+        (2, Faults { outages: 1, ..none }),
         (2, Faults { crashes: 1, losses: 1, ..none }),
     ] {
         Lock { contenders, faults, ..SOUND }.checker().threads(2).spawn_bfs().join().assert_properties();
@@ -70,6 +73,7 @@ fn a_judge_that_errs_is_found_out() {
 fn a_protocol_that_leaves_a_step_out_is_found_out() {
     let (pauses, delays) = (Faults { pauses: 1, ..Faults::NONE }, Faults { delays: 1, ..Faults::NONE });
     let expiries = Faults { expiries: 2, ..Faults::NONE };
+    let outages = Faults { outages: 1, ..Faults::NONE };
     for (name, lock, expected) in [
         ("writes without a version", Lock { versioned: false, ..SOUND }, ONE_AT_A_TIME),
         ("writes a value without a version", Lock { versioned_value: false, faults: delays, ..SOUND }, NO_STALE_WRITE),
@@ -79,6 +83,7 @@ fn a_protocol_that_leaves_a_step_out_is_found_out() {
             Lock { trusts: Trust::Blind, faults: expiries, ..SOUND },
             NONE_IN_VAIN,
         ),
+        ("counts time without an answer", Lock { forgets: false, faults: outages, ..SOUND }, NO_HASTE),
         ("never gives a hold up", Lock { deadline: WHOLE + 1, faults: pauses, ..SOUND }, ONE_AT_A_TIME),
     ] {
         let found = broken(lock);

@@ -13,12 +13,15 @@ pub(super) struct Faults {
     pub(super) delays: u8,
     /// Thirds of a duration that go by while a request is under way, or a renewal overdue.
     pub(super) slow: u8,
+    /// How often the server may be away.
+    pub(super) outages: u8,
     /// Not a fault: how often the value may expire.
     pub(super) expiries: u8,
 }
 
 impl Faults {
-    pub(super) const NONE: Self = Self { crashes: 0, pauses: 0, losses: 0, delays: 0, slow: 0, expiries: 0 };
+    pub(super) const NONE: Self =
+        Self { crashes: 0, pauses: 0, losses: 0, delays: 0, slow: 0, outages: 0, expiries: 0 };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,6 +43,12 @@ pub(super) struct World {
     pub(super) needed: u8,
     /// An older run wrote over a newer one's value.
     pub(super) overwritten: bool,
+    /// The server is away: nothing reaches it.
+    pub(super) away: bool,
+    /// How long it has been back.
+    pub(super) back: u8,
+    /// A Lease was taken from its holder before the server had been back for a duration.
+    pub(super) hasty: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +75,8 @@ pub(super) struct Process {
     pub(super) released: Option<u8>,
     /// The version of the Secret that its last run wrote.
     pub(super) wrote: Option<u8>,
+    /// It has tried to look at the Lease while the server was away.
+    pub(super) missed: bool,
     pub(super) phase: Phase,
 }
 
@@ -157,6 +168,11 @@ impl World {
             matches!(process.phase, Phase::Holding { renewed, .. } if renewed > 0) && !process.frozen
         };
         !self.network.iter().any(waits) && !self.processes.iter().any(overdue)
+    }
+
+    /// Whether all that want the Lease know that the server is away. It is away for longer than they pause.
+    pub(super) fn is_missed_by_all(&self) -> bool {
+        self.processes.iter().all(|process| process.missed || process.phase != Phase::Idle)
     }
 
     pub(super) fn look(&mut self, at: usize) {
