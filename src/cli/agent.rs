@@ -2,13 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, bail};
-use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-
 use super::{
     Cluster, LogFormat,
     consumer::{Consumer, Namespace, misused},
+    signals::Signals,
     start_log,
 };
 use crate::{
@@ -21,6 +18,8 @@ use crate::{
     api,
     time::Clock,
 };
+use anyhow::{Context as _, bail};
+use clap::Args;
 
 /// Each flag also as an environment variable; those that may be repeated are separated by commas there.
 #[derive(Debug, Args)]
@@ -87,8 +86,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     if !has_files && (flags.once || (flags.listen.is_empty() && flags.command.is_empty() && flags.signal.is_none())) {
         return Ok(misused("nothing is to be done with the values: set --dir, --file or --listen"));
     }
-    // Before all else: a process that is the first of its container has no signals but those it asks for.
-    let stopped = stopped()?;
+    let mut signals = Signals::handle()?;
     start_log(flags.log_format, None)?;
     warn_of_disks(&targets);
 
@@ -117,22 +115,11 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
         () = agent.all_written(), if flags.once => ExitCode::SUCCESS,
         () = agent.ended() => bail!("a part of the agent ended by itself"),
         // What was to be written is not.
-        () = stopped => if flags.once { ExitCode::FAILURE } else { ExitCode::SUCCESS },
+        _ = signals.next() => if flags.once { ExitCode::FAILURE } else { ExitCode::SUCCESS },
     };
     tracing::info!("stopping");
     agent.stop().await;
     Ok(code)
-}
-
-/// Ends at SIGTERM or Ctrl-C, from now on.
-fn stopped() -> std::io::Result<impl Future<Output = ()>> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }
 
 fn warn_of_disks(targets: &Targets) {

@@ -1,18 +1,20 @@
 //! `tokencache controller`
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, process::ExitCode};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use kube::client::Body;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::timeout,
-};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, util::MapRequestLayer};
 
-use super::{Cluster, LogFormat, runner, start_log};
+use super::{
+    Cluster, LogFormat,
+    runner::{self, LAST_MOMENT},
+    signals::{Ending, Signals},
+    start_log,
+};
 use crate::{
     admin,
     cluster_time::ClusterTime,
@@ -44,11 +46,9 @@ pub(super) struct Flags {
     log_format: LogFormat,
 }
 
-/// All has ended by then, whatever the API server does.
-const LAST_MOMENT: Duration = Duration::from_secs(9);
-
 /// Runs the controller until SIGTERM or Ctrl-C.
 pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitCode> {
+    let mut signals = Signals::handle()?;
     let identity = flags.runner.identity()?;
     let traces = flags.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
     // Neither the URL nor what is said of it is told: it may hold a password.
@@ -86,16 +86,20 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     let stop = Stop::default();
     let controller = controller::run(runner, settings, &readiness, stop.clone());
     tokio::pin!(controller);
-    let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         () = &mut controller => bail!("the controller ended by itself"),
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+        _ = signals.next() => {}
     }
     tracing::info!("stopping: no new runs; those that go on end or are cancelled");
     stop.begin.cancel();
-    if timeout(LAST_MOMENT, controller).await.is_err() {
-        tracing::warn!("some runs did not end in time; their Leases run out by themselves");
+    tokio::select! {
+        ended = timeout(LAST_MOMENT, controller) => if ended.is_err() {
+            tracing::warn!("some runs did not end in time; their Leases run out by themselves");
+        },
+        // A person is not kept waiting. The kubelet may repeat SIGTERM.
+        () = interrupted_again(&mut signals) => {
+            tracing::warn!("interrupted again: runs were cut off; their Leases run out by themselves");
+        }
     }
     stop_admin.cancel();
     if let Some(traces) = traces {
@@ -103,4 +107,9 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for Ctrl-C, after another signal.
+async fn interrupted_again(signals: &mut Signals) {
+    while signals.again().await != Ending::Interrupt {}
 }

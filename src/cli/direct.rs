@@ -7,9 +7,14 @@ use kube::{
     Api,
     runtime::{WatchStreamExt as _, watcher},
 };
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{consumer::Consumer, runner};
+use super::{
+    consumer::Consumer,
+    runner::{self, LAST_MOMENT},
+    signals::Signals,
+};
 use crate::{
     api::TokenCache,
     client::{Error, Value},
@@ -21,11 +26,13 @@ use crate::{
 /// A Lease that somebody else holds is looked at again after this time at most.
 const BUSY: Duration = Duration::from_millis(500);
 
-/// Runs what is asked for while a value is waited for. Whoever has the Lease runs; the others find its value.
+/// Runs what is asked for while a value is waited for. Whoever has the Lease runs; the others find its value. A signal
+/// ends it.
 pub(super) async fn beside(
     consumer: &Consumer,
     name: &str,
     flags: runner::Flags,
+    mut signals: Signals,
     fetch: impl Future<Output = Result<Arc<Value>, Error>>,
 ) -> anyhow::Result<Result<Arc<Value>, Error>> {
     let identity = format!("{PASSING}{}", flags.identity()?);
@@ -33,18 +40,53 @@ pub(super) async fn beside(
     let caches = Api::namespaced(consumer.kube.clone(), &consumer.namespace);
     let stop = CancellationToken::new();
     let serving = tokio::spawn(serve(runner, caches, name.to_owned(), stop.clone()));
-    let fetched = tokio::select! {
-        fetched = fetch => fetched,
-        _ = tokio::signal::ctrl_c() => {
-            Err(Error::Failed { reason: "Cancelled".into(), message: "interrupted".into() })
-        }
+    let (fetched, signalled) = tokio::select! {
+        fetched = fetch => (fetched, false),
+        signal = signals.next() => (Err(interrupted(format!("interrupted by {}", signal.name()))), true),
     };
     // A run that goes on is cancelled, and one that has ended releases its Lease.
     stop.cancel();
-    match (serving.await?, fetched) {
+    match (ended(serving, &mut signals, signalled).await?, fetched) {
+        (End::Unfinished, Err(_)) => Ok(Err(interrupted(
+            "interrupted before the fetch had ended: its Lease expires by itself, and a refresh token that the server \
+             has replaced may be lost"
+                .into(),
+        ))),
         // What kept it from running says more than that it was waited for in vain.
-        (Some(error), Err(Error::Timeout { .. })) => Ok(Err(Error::Failed { reason: "NotRun".into(), message: error })),
+        (End::Finished(Some(error)), Err(Error::Timeout { .. })) => {
+            Ok(Err(Error::Failed { reason: "NotRun".into(), message: error }))
+        }
         (_, fetched) => Ok(fetched),
+    }
+}
+
+fn interrupted(message: String) -> Error {
+    Error::Failed { reason: "Cancelled".into(), message }
+}
+
+/// How the runs here ended.
+enum End {
+    /// By themselves; what kept the last attempt from running.
+    Finished(Option<String>),
+    /// They were cut off.
+    Unfinished,
+}
+
+/// Waits for the end of what was cancelled: for a rotated refresh token, until it is written. After a signal, for a
+/// limited time, and until the next signal.
+async fn ended(mut serving: JoinHandle<Option<String>>, signals: &mut Signals, signalled: bool) -> anyhow::Result<End> {
+    if !signalled {
+        tokio::select! {
+            finished = &mut serving => return Ok(End::Finished(finished?)),
+            _ = signals.next() => {}
+        }
+    }
+    tokio::select! {
+        finished = timeout(LAST_MOMENT, serving) => match finished {
+            Ok(finished) => Ok(End::Finished(finished?)),
+            Err(_) => Ok(End::Unfinished),
+        },
+        _ = signals.again() => Ok(End::Unfinished),
     }
 }
 

@@ -11,7 +11,9 @@ use zeroize::Zeroizing;
 use super::{
     Cluster,
     consumer::{Consumer, Namespace, misused},
-    direct, runner, waiting,
+    direct, runner,
+    signals::Signals,
+    waiting,
 };
 use crate::{api, client::Value};
 
@@ -38,7 +40,7 @@ pub(super) struct Flags {
     timeout: api::Duration,
     /// Run the fetch here, under the same Lease as the controller: where there is none. Needs the controller's rights
     #[arg(long)]
-    direct: bool,
+    pub(super) direct: bool,
     #[command(flatten, next_help_heading = "With --direct")]
     runner: runner::Flags,
 }
@@ -56,12 +58,15 @@ enum Output {
 
 pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitCode> {
     let timeout = flags.timeout.as_std();
+    let signals = flags.direct.then(Signals::handle).transpose()?;
     let consumer = Consumer::new(cluster, flags.namespace, timeout).await?;
     let remaining = flags.min_remaining.as_std();
     let what = format!("waiting for a value of {}", flags.name);
     let fetch = waiting::shown(&what, timeout, consumer.client.fetch_with_remaining(&flags.name, remaining));
-    let fetched =
-        if flags.direct { direct::beside(&consumer, &flags.name, flags.runner, fetch).await? } else { fetch.await };
+    let fetched = match signals {
+        Some(signals) => direct::beside(&consumer, &flags.name, flags.runner, signals, fetch).await?,
+        None => fetch.await,
+    };
     let value = match fetched {
         Ok(value) => value,
         Err(error) => return Ok(consumer.fail(&error).await),

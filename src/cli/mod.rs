@@ -11,6 +11,7 @@ mod list;
 mod refresh;
 mod runner;
 mod screen;
+mod signals;
 mod status;
 mod summary;
 mod waiting;
@@ -120,6 +121,18 @@ impl Cli {
 /// # Errors
 /// With a sentence for the person who called.
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let has_nothing_to_finish = match &cli.command {
+        Command::Controller(_) | Command::Agent(_) | Command::Collect(_) => false,
+        Command::Fetch(flags) => !flags.direct,
+        _ => true,
+    };
+    tokio::select! {
+        ended = signals::end_first_process(), if has_nothing_to_finish => Ok(ended?),
+        code = run_command(cli) => code,
+    }
+}
+
+async fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Controller(flags) => controller::run(&cli.cluster, *flags).await,
         Command::Collect(flags) => collect::run(&flags),

@@ -1,5 +1,7 @@
 //! What runs a fetch: the flags that the controller and `fetch --direct` share.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail};
 use clap::Args;
 use ipnet::IpNet;
@@ -43,6 +45,10 @@ pub(super) struct Flags {
     #[arg(long, env = "TOKENCACHE_IDENTITY")]
     identity: Option<String>,
 }
+
+/// How long after a signal all has ended, whatever the API server and token servers do: in the chart, the kubelet kills
+/// the process after 20 s. Until then the answer to a refresh token that was sent is awaited, and its successor written.
+pub(super) const LAST_MOMENT: Duration = Duration::from_secs(18);
 
 /// The image of this version.
 const COLLECTOR_IMAGE: &str = concat!("tokencache:", env!("CARGO_PKG_VERSION"));

@@ -49,8 +49,8 @@ pub struct Stop {
     pub cancel: CancellationToken,
 }
 
-/// How long the runs that go on may still take after a stop was asked for; Leases are released after it, and kubelet
-/// waits 30 s by default.
+/// How long the runs that go on may still take after a stop was asked for. Then they are cancelled, and end once Jobs
+/// are ending, rotated refresh tokens are written, and Leases are released; the caller limits that.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How long is waited before looking again for the CRD.
