@@ -2,7 +2,7 @@
 //!
 //! A folder is laid out as the kubelet lays out a mounted Secret: the files lie in a folder of their own, to which the
 //! link `..data` leads, and each key is a link through it. A new value is a new folder, and one rename of `..data` brings
-//! all its keys at once.
+//! all its keys at once. Whatever needs space is done before that rename, and what was written is on the disk by then.
 
 use std::{
     collections::BTreeSet,
@@ -122,13 +122,24 @@ fn holds(path: &Path, bytes: &[u8], mode: Mode) -> bool {
 fn write_folder(folder: &Path, value: &Value, mode: Mode) -> Result<(), Error> {
     make_folders(folder, mode)?;
     let fresh = make_fresh(folder, value)?;
-    if let Err(error) = fill(folder, &fresh, value, mode) {
+    let mut linked = Vec::new();
+    let written = fill(folder, &fresh, value, mode)
+        .and_then(|()| link_keys(folder, value, &mut linked))
+        .and_then(|()| switch(folder, &fresh));
+    if let Err(error) = written {
         // The old value stays; what was begun goes.
+        for link in linked {
+            let _ = fs::remove_file(link);
+        }
         let _ = fs::remove_dir_all(&fresh);
         return Err(error);
     }
-    link_keys(folder, value)?;
-    tidy(folder, &value.entries().map(|(key, _)| key.into()).collect(), Some(&fresh))
+    // The new value is in place. What is left of old ones is removed with the next one, if not now.
+    let keys = value.entries().map(|(key, _)| key.into()).collect();
+    if let Err(error) = tidy(folder, &keys, Some(&fresh)) {
+        tracing::warn!(%error, "the value is written, but the files of old values could not be removed");
+    }
+    Ok(())
 }
 
 /// The folder, and those above it where they are missing.
@@ -167,22 +178,44 @@ fn fill(folder: &Path, fresh: &Path, value: &Value, mode: Mode) -> Result<(), Er
         write_new(&fresh.join(key), bytes.expose(), mode)?;
     }
     set_folder_mode(fresh, mode)?;
-    let next = folder.join(DATA_NEXT);
-    some(fs::remove_file(&next)).at(&next)?;
-    symlink(fresh.file_name().unwrap_or_default(), &next).at(&next)?;
-    let data = folder.join(DATA);
-    fs::rename(&next, &data).at(&data)
+    sync_folder(fresh);
+    Ok(())
 }
 
-fn link_keys(folder: &Path, value: &Value) -> Result<(), Error> {
+/// Makes the links of keys that have none, and gives them. Until there is a value with such a key, they lead nowhere.
+fn link_keys(folder: &Path, value: &Value, linked: &mut Vec<PathBuf>) -> Result<(), Error> {
     for (key, _) in value.entries() {
         let link = folder.join(key);
         match symlink(Path::new(DATA).join(key), &link) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            made => made.at(&link)?,
+            made => {
+                made.at(&link)?;
+                linked.push(link);
+            }
         }
     }
     Ok(())
+}
+
+/// Lets `..data` lead to the new value.
+fn switch(folder: &Path, fresh: &Path) -> Result<(), Error> {
+    let next = folder.join(DATA_NEXT);
+    some(fs::remove_file(&next)).at(&next)?;
+    symlink(fresh.file_name().unwrap_or_default(), &next).at(&next)?;
+    let data = folder.join(DATA);
+    if let Err(error) = fs::rename(&next, &data).at(&data) {
+        let _ = fs::remove_file(&next);
+        return Err(error);
+    }
+    // Before old values are removed.
+    sync_folder(folder);
+    Ok(())
+}
+
+/// Has the entries of a folder written to the disk. Not all file systems can do that for a folder; then they are written
+/// when they are written.
+fn sync_folder(folder: &Path) {
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
 
 /// Removes the links of keys that are no more, old values, and what a crash may have left.
@@ -211,16 +244,19 @@ fn write_file(path: &Path, bytes: &[u8], mode: Mode) -> Result<(), Error> {
     let next = path.with_file_name(name);
     some(fs::remove_file(&next)).at(&next)?;
     let written = write_new(&next, bytes, mode).and_then(|()| fs::rename(&next, path).at(path));
-    if written.is_err() {
-        let _ = fs::remove_file(&next);
+    match &written {
+        Ok(()) => path.parent().iter().for_each(|folder| sync_folder(folder)),
+        Err(_) => _ = fs::remove_file(&next),
     }
     written
 }
 
-/// Writes a file that is not there yet; its last mode it gets when it is whole.
+/// Writes a file that is not there yet; its last mode it gets when it is whole. Else a power cut after the rename could
+/// leave an empty file, and some file systems tell only now that they are full.
 fn write_new(path: &Path, bytes: &[u8], mode: Mode) -> Result<(), Error> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).at(path)?;
     file.write_all(bytes).at(path)?;
+    file.sync_all().at(path)?;
     file.set_permissions(Permissions::from_mode(mode.of_files())).at(path)
 }
 

@@ -150,6 +150,68 @@ fn what_a_crash_left_is_cleared_away() {
     assert_eq!(listed(folder.path()), pairs(&[("..data", "-"), ("..value", "-"), ("token", "1")]));
 }
 
+/// A file system with room for so many files, or nothing where this user may not mount one.
+struct Small(TempDir);
+
+impl Small {
+    fn new(files: usize) -> Option<Self> {
+        let home = tempfile::tempdir().unwrap();
+        let options = format!("size=1m,nr_inodes={files}");
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(home.path()).output();
+        mounted.is_ok_and(|mounted| mounted.status.success()).then(|| Self(home))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn on_a_full_disk_either_the_old_value_stays_or_the_new_one_is_there() {
+    let (old, new) = (value(json!({"a": "MQ=="})), value(json!({"a": "Mg==", "b": "Mg==", "c": "Mg=="})));
+    // The root, a folder with a file, `..data` and a link are 5; beside them a folder with 3 files and 3 links are 7.
+    let mut outcomes = BTreeSet::new();
+    for files in 5..=13 {
+        let Some(disk) = Small::new(files) else { return };
+        let (folder, mode) = (disk.0.path(), mode("0400"));
+        let target = Target::Folder(folder.to_owned());
+        write(&target, &old, mode).unwrap();
+        let before = listed(folder);
+        let written = write(&target, &new, mode);
+        outcomes.insert(written.is_ok());
+        match written {
+            Ok(_) => assert!(listed(folder).ends_with(&pairs(&[("a", "2"), ("b", "2"), ("c", "2")]))),
+            Err(error) => {
+                assert!(error.to_string().contains("the old value stays in place"), "{error}");
+                assert_eq!(listed(folder), before, "{files}: {error}");
+            }
+        }
+    }
+    assert_eq!(outcomes, [false, true].into());
+}
+
+#[test]
+fn a_value_is_written_although_an_old_one_cannot_be_removed() {
+    let folder = Folder::new();
+    write(&folder.target, &value(json!({"token": "MQ=="})), mode("0400")).unwrap();
+    // A mount point cannot be removed.
+    let stuck = folder.path().join("..stuck");
+    fs::create_dir(&stuck).unwrap();
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&stuck).output();
+    let mounted = mounted.is_ok_and(|mounted| mounted.status.success());
+    let written = write(&folder.target, &value(json!({"token": "Mg=="})), mode("0400"));
+    let text = fs::read_to_string(folder.path().join("token"));
+    if mounted {
+        std::process::Command::new("umount").arg(&stuck).status().unwrap();
+    }
+    // Else nobody would be told of the new value: the next try finds it there.
+    assert_eq!(written.unwrap(), Before::Other);
+    assert_eq!(text.unwrap(), "2");
+}
+
 #[test]
 fn the_user_is_told_what_to_do() {
     let io = |kind: ErrorKind| Error::Io { path: "/t/a".into(), error: kind.into() }.to_string();
