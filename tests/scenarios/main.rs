@@ -38,6 +38,7 @@ mod requests;
 mod restarts;
 mod rights;
 mod rotation;
+mod rotation_ends;
 mod secrecy;
 mod service_account_token;
 mod shutdown;

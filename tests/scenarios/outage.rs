@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 /// The controllers' way to the API server, by a door.
-async fn through_door(ns: &Namespace) -> (Door, NamedTempFile) {
+pub(super) async fn through_door(ns: &Namespace) -> (Door, NamedTempFile) {
     let mut config = Kubeconfig::read_from(ns.account().await.kubeconfig()).expect("a kubeconfig");
     let cluster = config.clusters[0].cluster.as_mut().expect("a cluster");
     let server: http::Uri = cluster.server.as_deref().and_then(|server| server.parse().ok()).expect("its address");

@@ -5,11 +5,15 @@
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
+use rustix::process::Signal;
 use serde_json::json;
+use tokencache::api::TokenCache;
 
 use crate::support::{
-    CacheView as _, Cluster, Controller, Scene, SecretView as _, run_to_exit, scenario,
-    server::{Behaviour, Gate},
+    CacheView as _, Cluster, Controller, Namespace, Running, Scene, SecretView as _,
+    manifests::token_cache,
+    run_to_exit, scenario,
+    server::{Behaviour, Gate, Options, TokenServer},
     within,
 };
 
@@ -48,7 +52,7 @@ fn on_sigterm_a_run_that_ends_soon_is_finished() {
         let Scene { controller, server, ns } = scene;
         let (status, _) = controller.terminate().await;
         assert_eq!(status.code(), Some(0));
-        let cache = ns.get::<tokencache::api::TokenCache>("a").await;
+        let cache = ns.get::<TokenCache>("a").await;
         assert!(cache.is(true, "Fetched"), "{:?}", cache.ready());
         assert_eq!(server.issued("a"), [ns.get::<k8s_openapi::api::core::v1::Secret>("a").await.token()]);
     });
@@ -62,6 +66,25 @@ fn on_sigterm_an_idle_controller_ends_at_once() {
         let (status, took) = scene.controller.terminate().await;
         assert_eq!(status.code(), Some(0));
         assert!(took < Duration::from_secs(5), "{took:?}");
+    });
+}
+
+#[test]
+fn a_command_that_waits_as_process_1_of_a_container_is_ended_by_a_signal() {
+    scenario(async {
+        let ns = Namespace::new().await;
+        let (server, kubeconfig) =
+            (TokenServer::start(Options::default()).expect("a server"), &Cluster::get().await.kubeconfig);
+        ns.create::<TokenCache>(token_cache("a", &server, json!({}))).await;
+        for command in ["fetch", "refresh"] {
+            ns.patch_status("a", json!({"refreshRequested": null})).await;
+            let running = Running::start(kubeconfig, &ns.name, &[command, "a", "--timeout", "10m"], true);
+            let asked = |cache: &TokenCache| cache.seen().refresh_requested.is_some();
+            ns.await_cache("a", "it waits for a controller", asked).await;
+            running.signal(Signal::TERM);
+            let (code, stderr) = running.ended().await;
+            assert_eq!(code, Some(128 + 15), "{command}: {stderr}");
+        }
     });
 }
 
