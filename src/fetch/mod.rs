@@ -4,6 +4,7 @@
 
 mod address;
 mod cel;
+mod certificate;
 mod check;
 mod expiry;
 mod expression;
@@ -13,6 +14,7 @@ mod http_client;
 pub(crate) mod job;
 mod json;
 mod oauth2;
+mod pem;
 mod redact;
 mod resolver;
 mod service_account_token;

@@ -17,6 +17,7 @@ use secrecy::SecretString;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
+use super::pem;
 use crate::api::oauth2::SigningAlgorithm;
 
 /// A key that can sign. Does not print.
@@ -59,7 +60,7 @@ impl SigningKey {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn from_pem(pem: &[u8]) -> Result<Self, Wrong> {
-        let Ok(key) = PrivateKeyDer::from_pem_slice(pem) else { return Err(no_key(pem)) };
+        let Ok(key) = PrivateKeyDer::from_pem_slice(&pem::tidy(pem)) else { return Err(pem::no_private_key(pem)) };
         match &key {
             PrivateKeyDer::Pkcs1(der) => rsa_key(der.secret_pkcs1_der()),
             PrivateKeyDer::Sec1(der) => ec(der.secret_sec1_der()).unwrap_or(Err(BROKEN)),
@@ -114,7 +115,7 @@ impl SigningKey {
 /// # Errors
 /// When it is none.
 pub(super) fn thumbprint(pem: &[u8]) -> Result<String, Wrong> {
-    let certificate = CertificateDer::from_pem_slice(pem).map_err(|_| "holds no certificate in PEM")?;
+    let certificate = CertificateDer::from_pem_slice(&pem::tidy(pem)).map_err(|_| pem::no_certificate(pem))?;
     Ok(BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&certificate)))
 }
 
@@ -145,24 +146,6 @@ fn ec(der: &[u8]) -> Option<Result<SigningKey, Wrong>> {
     let other = is(&ECDSA_P384_SHA384_FIXED_SIGNING).is_ok() || is(&ECDSA_P521_SHA512_FIXED_SIGNING).is_ok();
     other.then_some(Err("is an EC key of another curve than P-256, which ES256 needs: make one by \
                          openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256"))
-}
-
-/// What a text is in which there is no private key that can be used.
-fn no_key(pem: &[u8]) -> Wrong {
-    let has = |mark: &str| pem.windows(mark.len()).any(|window| window == mark.as_bytes());
-    if has("BEGIN ENCRYPTED PRIVATE KEY") || has("Proc-Type: 4,ENCRYPTED") {
-        "is a private key that is encrypted by a passphrase: decrypt it by openssl pkey -in key.pem"
-    } else if has("BEGIN OPENSSH PRIVATE KEY") {
-        "is a key in OpenSSH's own form: turn it into PEM by ssh-keygen -p -m PKCS8 -f key"
-    } else if has("BEGIN PUBLIC KEY") || has("BEGIN RSA PUBLIC KEY") {
-        "is a public key: the private key that belongs to it is needed"
-    } else if has("BEGIN CERTIFICATE") {
-        "is a certificate: the private key that belongs to it is needed"
-    } else if has("PRIVATE KEY-----") {
-        "is a private key in PEM that is damaged: are its lines as they were written?"
-    } else {
-        "is not PEM: a private key begins with -----BEGIN PRIVATE KEY-----"
-    }
 }
 
 #[cfg(test)]
@@ -227,8 +210,8 @@ mod tests {
         let damaged = keys::RSA.replace("\nM", "\n!");
         let emptied = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
         for (pem, words) in [
-            (keys::ENCRYPTED, "encrypted by a passphrase"),
-            (keys::ENCRYPTED_PKCS1, "encrypted by a passphrase"),
+            (keys::ENCRYPTED, "encrypted with a passphrase. Decrypt it with: openssl pkey"),
+            (keys::ENCRYPTED_PKCS1, "encrypted with a passphrase"),
             (keys::OPENSSH, "ssh-keygen -p -m PKCS8"),
             (keys::RSA_PUBLIC, "is a public key"),
             (keys::CERTIFICATE, "is a certificate"),

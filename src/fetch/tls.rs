@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{Failure, sources::Sources};
+use super::{Failure, pem, sources::Sources};
 use crate::{
     api::oauth2::{Proxy, Tls},
     reason::Reason,
@@ -50,14 +50,12 @@ impl Settings {
             if let Some(reference) = &tls.client_cert_ref {
                 let secret = sources.secret(&reference.name).await?;
                 let certificate = secret.bytes("tls.crt")?.expose_secret();
-                if certificates(certificate).is_err() {
-                    return Err(secret.unusable("tls.crt", "holds no certificate in PEM"));
-                }
+                certificates(certificate).map_err(|why| secret.unusable("tls.crt", why))?;
                 let key = secret.bytes("tls.key")?.expose_secret();
-                if PrivateKeyDer::from_pem_slice(key).is_err() {
-                    return Err(secret.unusable("tls.key", "holds no private key in PEM"));
+                if PrivateKeyDer::from_pem_slice(&pem::tidy(key)).is_err() {
+                    return Err(secret.unusable("tls.key", pem::no_private_key(key)));
                 }
-                let pem = Zeroizing::new([certificate, b"\n", key].concat());
+                let pem = pem::tidy(&Zeroizing::new([certificate, b"\n", key].concat()));
                 settings.client = Some(ClientCertificate { pem, title: secret.title().to_owned() });
             }
             settings.server_name.clone_from(&tls.server_name);
@@ -140,7 +138,7 @@ impl Settings {
     pub(super) fn not_applicable(&self, error: Option<&rustls::Error>) -> Failure {
         match (&self.client, error) {
             (Some(client), Some(rustls::Error::InconsistentKeys(_))) => {
-                unusable(&client.title, "tls.key is not the key of the certificate tls.crt")
+                unusable(&client.title, "tls.key is not the key of the first certificate in tls.crt")
             }
             (Some(client), _) => unusable(&client.title, "tls.crt and tls.key make no usable client certificate"),
             (None, _) if self.roots.is_none() => Failure::new(
@@ -179,17 +177,17 @@ pub(super) fn decode_bundle(bundle: &str) -> Result<Vec<CertificateDer<'static>>
     let compact: String = bundle.split_ascii_whitespace().collect();
     let pem = BASE64_STANDARD
         .decode(compact)
-        .map_err(|_| "is not base64: it must be PEM in base64, as of base64 -w0 ca.pem")?;
+        .map_err(|_| "is not base64. Set it to PEM in base64, as printed by base64 -w0 ca.pem")?;
     certificates(&pem)
 }
 
 /// The certificates of a text in PEM that can be trusted, at least one. Others are passed over, as everywhere: one odd
 /// authority in a system's bundle must not make the bundle useless.
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let found = found.map_err(|_| "is not PEM")?;
+fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem::tidy(text)).collect();
+    let found = found.map_err(|_| pem::no_certificate(text))?;
     if found.is_empty() {
-        return Err("holds no certificate in PEM (-----BEGIN CERTIFICATE-----)");
+        return Err(pem::no_certificate(text));
     }
     let mut store = RootCertStore::empty();
     let usable: Vec<_> = found.into_iter().filter(|certificate| store.add(certificate.clone()).is_ok()).collect();

@@ -2,11 +2,10 @@
 
 use std::{error::Error, fmt, io};
 
-use chrono::DateTime;
-use rustls::{AlertDescription, CertificateError, pki_types::UnixTime};
+use rustls::AlertDescription;
 
-use super::{Failure, redact::Redactor, resolver::NotAllowed};
-use crate::{reason::Reason, time::rfc3339};
+use super::{Failure, certificate, redact::Redactor, resolver::NotAllowed};
+use crate::reason::Reason;
 
 /// Who is talked to: host and port, and the proxy's.
 #[derive(Clone, Debug)]
@@ -41,12 +40,35 @@ pub(super) fn failure(error: &reqwest::Error, peer: &Peer) -> Failure {
         let message = format!("{peer}: the proxy wants another user name and password: see proxy.credentialsRef");
         return Failure::new(Reason::Rejected, message);
     }
+    if let Some(failure) = not_http(error, peer, &words) {
+        return failure;
+    }
     let what = match () {
         () if error.is_dns() => "its name cannot be resolved",
         () if error.is_connect() => "no connection",
         () => "the connection broke before the answer was complete",
     };
     Failure::new(Reason::Unreachable, format!("{peer}: {what}: {words}"))
+}
+
+/// An answer that came, but breaks the rules of HTTP. Neither the network nor the connection is at fault.
+fn not_http(error: &reqwest::Error, peer: &Peer, words: &str) -> Option<Failure> {
+    let invalid = |message| Some(Failure::new(Reason::InvalidResponse, message));
+    let hyper = find::<hyper::Error>(error)?;
+    if hyper.is_parse_too_large() {
+        let message = format!("The headers of the response of {peer} are too large");
+        return Some(Failure::new(Reason::ResponseTooLarge, message));
+    }
+    if hyper.is_parse() {
+        // A status line that is none comes from a server of another protocol.
+        let other_protocol = hyper.is_parse_version_h2() || words.contains("HTTP version");
+        let cure = if other_protocol { ". Check the port, and whether the URL should begin with https" } else { "" };
+        return invalid(format!("The response of {peer} is not valid HTTP: {words}{cure}"));
+    }
+    let malformed =
+        |error: &io::Error| matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
+    let body = find::<io::Error>(hyper).is_some_and(malformed);
+    body.then(|| invalid(format!("The body of the response of {peer} is not valid HTTP: {words}"))).flatten()
 }
 
 /// The first error of a type in the chain of causes. `io::Error` hides the one that it was made from.
@@ -81,7 +103,7 @@ fn io_words(error: &reqwest::Error) -> String {
 
 fn tls_words(error: &rustls::Error) -> String {
     match error {
-        rustls::Error::InvalidCertificate(error) => certificate_words(error),
+        rustls::Error::InvalidCertificate(error) => certificate::words(error),
         rustls::Error::AlertReceived(alert) => match alert {
             AlertDescription::CertificateRequired => {
                 "the server wants a client certificate: set tls.clientCertRef".to_owned()
@@ -108,41 +130,4 @@ fn tls_words(error: &rustls::Error) -> String {
         rustls::Error::PeerIncompatible(_) => "no common version or cipher: TLS 1.2 or 1.3 is needed".to_owned(),
         _ => error.to_string(),
     }
-}
-
-fn certificate_words(error: &CertificateError) -> String {
-    let at = |time: &UnixTime| {
-        let moment = i64::try_from(time.as_secs()).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
-        moment.map_or_else(|| "a time out of range".to_owned(), rfc3339)
-    };
-    match error {
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            "the server's certificate is not signed by a trusted authority: set tls.caBundle or tls.caRef to the \
-             certificate of the authority that signed it"
-                .to_owned()
-        }
-        CertificateError::Expired => "the server's certificate has expired".to_owned(),
-        CertificateError::ExpiredContext { not_after, .. } => {
-            format!("the server's certificate expired at {}", at(not_after))
-        }
-        CertificateError::NotValidYet => "the server's certificate is not valid yet".to_owned(),
-        CertificateError::NotValidYetContext { not_before, .. } => {
-            format!("the server's certificate is not valid before {}", at(not_before))
-        }
-        CertificateError::NotValidForNameContext { expected, presented } => {
-            let names: Vec<_> = presented.iter().take(5).map(|name| bare(name)).collect();
-            let names = if names.is_empty() { "no name".to_owned() } else { names.join(", ") };
-            format!(
-                "the server's certificate is for {}, not for {}; tls.serverName can name the one to expect",
-                Redactor::default().clean(&names),
-                expected.to_str()
-            )
-        }
-        _ => format!("the server's certificate is not acceptable: {error}"),
-    }
-}
-
-/// `id.example.com` of `DnsName("id.example.com")`, as the verifier writes names.
-fn bare(name: &str) -> &str {
-    name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name).trim_matches('"')
 }

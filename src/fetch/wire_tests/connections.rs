@@ -4,9 +4,9 @@ use axum_server::tls_rustls::RustlsConfig;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{
     RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::{ResolvesServerCertUsingSni, WebPkiClientVerifier},
-    sign::CertifiedKey,
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::fetch::test_keys as keys;
 
 /// An authority and what it signs.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -109,7 +110,7 @@ async fn a_certificate_that_is_not_right_is_told_with_what_would_help() {
     let other = json!({"tls": {"caBundle": Authority::new().bundle()}});
     for (server, change, words) in [
         (&right, json!({}), vec!["tls.caBundle or tls.caRef"]),
-        (&right, other, vec!["not signed by a trusted authority", "tls.caBundle or tls.caRef"]),
+        (&right, other, vec!["not signed by a trusted CA", "tls.caBundle or tls.caRef"]),
         (&named, trusted.clone(), vec!["is for id.internal, not for 127.0.0.1", "tls.serverName"]),
         (&old, trusted.clone(), vec!["expired at 2021-01-01T00:00:00Z"]),
         (&early, trusted, vec!["not valid before 2090-01-01T00:00:00Z"]),
@@ -122,6 +123,117 @@ async fn a_certificate_that_is_not_right_is_told_with_what_would_help() {
     let fetched =
         World::new().fetch(&cache(&plain.https("127.0.0.1"), json!({"tls": {"caBundle": authority.bundle()}}))).await;
     assert_failed(fetched, Reason::TlsFailed, &[&plain.address.to_string(), "does not speak TLS"]);
+}
+
+/// Serves with a certificate that rustls itself would not load.
+fn unchecked(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> ServerConfig {
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key).unwrap();
+    let certificate = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+    ServerConfig::builder().with_no_client_auth().with_cert_resolver(Arc::new(certificate))
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_a_servers_is_told_by_what_it_is() {
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let ca_key = PrivateKeyDer::Pkcs8(ca.key().serialize_der().into());
+    let itself = Server::start_tls(unchecked(vec![ca.der().clone()], &ca_key)).await;
+
+    let authority = Authority::new();
+    let nameless = |params: &mut CertificateParams| params.subject_alt_names.clear();
+    let nameless = Server::start_tls(config(authority.sign("127.0.0.1", nameless))).await;
+    let clients = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    };
+    let clients = Server::start_tls(config(authority.sign("127.0.0.1", clients))).await;
+
+    let pem = |name: &str| std::fs::read(format!("{}/tests/keys/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let leaf = CertificateDer::from_pem_slice(&pem("x509-v1.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(&pem("x509-v1-key.pem")).unwrap();
+    let first_version = Server::start_tls(unchecked(vec![leaf], &key)).await;
+    let old_authority = BASE64_STANDARD.encode(pem("x509-v1-ca.pem"));
+
+    let trusting = |bundle: String| json!({"tls": {"caBundle": bundle}});
+    let named = json!({"tls": {"caBundle": authority.bundle(), "serverName": "id.internal"}});
+    for (server, change, words, not) in [
+        (
+            &itself,
+            trusting(BASE64_STANDARD.encode(ca.pem())),
+            vec!["is a CA certificate", "basicConstraints=CA:FALSE"],
+            "CaUsed",
+        ),
+        (
+            &nameless,
+            trusting(authority.bundle()),
+            vec!["no subjectAltName", "subjectAltName=IP:127.0.0.1"],
+            "tls.serverName",
+        ),
+        (&nameless, named, vec!["no subjectAltName", "subjectAltName=DNS:id.internal"], "tls.serverName"),
+        (&clients, trusting(authority.bundle()), vec!["extendedKeyUsage", "serverAuth"], "InvalidPurpose"),
+        (&first_version, trusting(old_authority), vec!["X.509 version", "version 3", "subjectAltName"], "Unsupported"),
+    ] {
+        let fetched = World::new().fetch(&cache(&server.https("127.0.0.1"), change)).await;
+        let failure = assert_failed(fetched, Reason::TlsFailed, &words);
+        assert!(!failure.message.contains(not), "{failure}");
+        assert!(server.seen().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn certificates_are_read_as_people_paste_them() {
+    let [authority, other] = [Authority::new(), Authority::new()];
+    let server = Server::start_tls(config(authority.sign("127.0.0.1", |_| {}))).await;
+    let world = World::new();
+    let [own, other] = [authority.pem(), other.pem()].map(|pem| pem.trim().replace('\r', ""));
+    let indented = own.lines().map(|line| format!("    {line}  ")).collect::<Vec<_>>().join("\n");
+    for pem in [
+        format!("{other}{own}"),
+        format!("{other}\n{own}\n\n"),
+        format!("\u{feff}{other}\n\u{feff}{own}"),
+        format!("{other}\n{own}").replace('\n', "\r\n"),
+        format!("# other\nsubject=CN = other\n{other}\n# own\n{own}"),
+        indented,
+        own.replace('\n', "\\n"),
+    ] {
+        world.objects.config_map("ca", &[("ca.crt", &pem)]);
+        let reference = json!({"kind": "ConfigMap", "name": "ca", "key": "ca.crt"});
+        for tls in [json!({ "caRef": reference }), json!({"caBundle": BASE64_STANDARD.encode(&pem)})] {
+            let fetched = world.fetch(&cache(&server.https("127.0.0.1"), json!({"tls": tls}))).await;
+            assert_eq!(fetched.map(|_| ()), Ok(()), "{pem}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_key_that_cannot_be_used_is_told_by_what_it_is() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.sign("a client", |_| {});
+    let server = Server::start_tls(config(authority.sign("127.0.0.1", |_| {}))).await;
+    let world = World::new();
+    let cache = cache(
+        &server.https("127.0.0.1"),
+        json!({"tls": {"caBundle": authority.bundle(), "clientCertRef": {"name": "cert"}}}),
+    );
+    for (key, words) in [
+        (keys::ENCRYPTED, "encrypted"),
+        (keys::ENCRYPTED_PKCS1, "openssl pkey"),
+        (keys::OPENSSH, "ssh-keygen"),
+        (keys::RSA_PUBLIC, "is a public key"),
+        (keys::CERTIFICATE, "is a certificate"),
+    ] {
+        world.objects.secret("cert", &[("tls.crt", &certificate.pem()), ("tls.key", key)]);
+        let wanted = ["Secret b/cert, key tls.key: the value", words];
+        assert_failed(world.fetch(&cache).await, Reason::InvalidSpec, &wanted);
+    }
+    for pasted in [
+        key.serialize_pem().replace('\n', "\\n"),
+        format!("\u{feff}  {}", key.serialize_pem().trim()),
+        format!("{}{}", certificate.pem().trim(), key.serialize_pem()),
+    ] {
+        world.objects.secret("cert", &[("tls.crt", &certificate.pem()), ("tls.key", &pasted)]);
+        assert_token(world.fetch(&cache).await);
+    }
 }
 
 #[tokio::test]
