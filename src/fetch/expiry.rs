@@ -1,14 +1,12 @@
 //! When a fetched value expires. Pure: the times are arguments.
 
-use base64::{Engine as _, alphabet, engine::DecodePaddingMode, engine::GeneralPurpose, engine::GeneralPurposeConfig};
-use chrono::{DateTime, TimeDelta, Utc};
-use secrecy::ExposeSecret as _;
-use zeroize::Zeroizing;
+mod read;
 
-use super::{
-    Failure,
-    json::{self, Member},
-};
+use chrono::{DateTime, Utc};
+
+pub(super) use self::read::point;
+use self::read::{Exp, Lifetime, exp, lifetime};
+use super::{Failure, json::Member};
 use crate::{
     api::{Duration, ExpiresAt, Expiry},
     reason::Reason,
@@ -20,17 +18,26 @@ use crate::{
 pub(super) struct Stated<'a> {
     /// Seconds, counted from before the request was sent.
     pub(super) expires_in: Option<&'a Member>,
-    /// RFC 3339, or Unix seconds or milliseconds.
+    /// A date or a Unix time, see [`point`].
     pub(super) expires_at: Option<&'a Member>,
     /// A token, which may be a JWT.
     pub(super) token: Option<&'a str>,
 }
 
-/// What is later is taken for this: the end of the years that RFC 3339 can write.
+/// The end of the years that RFC 3339 can write.
 const END: i64 = 253_402_300_799;
 
-/// Unix times above it are milliseconds: as seconds, it is the year 5138.
-const MILLISECONDS_FROM: f64 = 1e11;
+/// What a result's statements come to.
+enum Said {
+    /// A lifetime, counted from the request.
+    Lifetime(DateTime<Utc>),
+    /// A point in time.
+    Point(DateTime<Utc>),
+    /// More than a token lives: what is wrong with it.
+    Implausible(&'static str),
+    /// Nothing, and what there was instead.
+    Nothing(Vec<&'static str>),
+}
 
 /// When a value expires that was asked for at `sent` and is looked at `now`.
 ///
@@ -47,25 +54,62 @@ pub(super) fn decide(
     if expiry.never {
         return Ok(ExpiresAt::Never);
     }
-    let Some(moment) = stated.moment(sent)?.or_else(|| expiry.ttl.map(|ttl| time::later(sent, ttl.as_chrono()))) else {
-        return Err(Failure::new(
-            Reason::NoExpiry,
-            "the result names no expiry (no expires_in, no expires_at, and the token is no JWT with exp): set spec.expiry.ttl",
-        ));
+    let oldest = expiry.max_age.map(|age| time::later(sent, age.as_chrono()));
+    let said = stated.said(sent)?;
+    let moment = match &said {
+        Said::Lifetime(moment) | Said::Point(moment) => *moment,
+        Said::Implausible(what) => oldest.ok_or_else(|| {
+            invalid(format!(
+                "expires_in of the result {what}. Set spec.expiry.maxAge to refresh the value by its age, or \
+                 spec.expiry.never: true if it does not expire"
+            ))
+        })?,
+        Said::Nothing(instead) => match expiry.ttl {
+            Some(ttl) => time::later(sent, ttl.as_chrono()),
+            None => return Err(no_expiry(instead)),
+        },
     };
-    let moment = expiry.max_age.map_or(moment, |age| moment.min(time::later(sent, age.as_chrono())));
+    let moment = oldest.map_or(moment, |oldest| moment.min(oldest));
     let moment = moment.min(DateTime::from_timestamp(END, 0).unwrap_or(moment));
-    enough_left(moment, min_remaining, now)?;
+    enough_left(moment, matches!(said, Said::Lifetime(_)), min_remaining, sent, now)?;
     Ok(ExpiresAt::At(moment))
 }
 
-fn enough_left(moment: DateTime<Utc>, wanted: Option<Duration>, now: DateTime<Utc>) -> Result<(), Failure> {
+fn no_expiry(instead: &[&str]) -> Failure {
+    let what = match instead {
+        [] => "no expires_in, no expires_at, and the token is not a JWT with exp".to_owned(),
+        instead => instead.join(", and "),
+    };
+    let message = format!(
+        "The result has no expiry: {what}. Set spec.expiry.ttl to the lifetime of the value, or spec.expiry.never: true \
+         if it does not expire"
+    );
+    Failure::new(Reason::NoExpiry, message)
+}
+
+fn enough_left(
+    moment: DateTime<Utc>,
+    by_lifetime: bool,
+    wanted: Option<Duration>,
+    sent: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<(), Failure> {
     if moment <= now {
-        let message = format!(
-            "the value that was fetched expired already at {}; the clock here says {}: does one of the two go wrong?",
-            time::rfc3339(moment),
-            time::rfc3339(now)
-        );
+        let message = if by_lifetime && moment <= sent {
+            "expires_in of the result is 0, so the value has expired already. Set spec.expiry.never: true if the server \
+             means that the value does not expire"
+                .to_owned()
+        } else if by_lifetime {
+            let lifetime = Duration::from_secs(time::until(moment, sent).as_secs());
+            format!("expires_in of the result is {lifetime}, and the response took longer than that")
+        } else {
+            format!(
+                "The fetched value expired at {}, and it is {} now. Check the clocks of the server and of this cluster. \
+                 Set spec.expiry.never: true if the server means that the value does not expire",
+                time::rfc3339(moment),
+                time::rfc3339(now)
+            )
+        };
         return Err(Failure::new(Reason::NearlyExpired, message));
     }
     let left = time::until(moment, now);
@@ -80,92 +124,63 @@ fn enough_left(moment: DateTime<Utc>, wanted: Option<Duration>, now: DateTime<Ut
 }
 
 impl Stated<'_> {
-    fn moment(&self, sent: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, Failure> {
+    fn said(&self, sent: DateTime<Utc>) -> Result<Said, Failure> {
+        let mut instead = Vec::new();
         if let Some(seconds) = self.expires_in.and_then(present) {
-            return lifetime(seconds)
-                .map(|lifetime| Some(time::later(sent, lifetime)))
-                .ok_or_else(|| unreadable("expires_in", "a number of seconds"));
+            match lifetime(seconds, sent) {
+                Lifetime::For(lifetime) => return Ok(Said::Lifetime(time::later(sent, lifetime))),
+                Lifetime::Implausible(what) => return Ok(Said::Implausible(what)),
+                Lifetime::Unreadable(what) => {
+                    return Err(invalid(format!("expires_in of the result {what}. {}", way_out("expires_in"))));
+                }
+                Lifetime::Unlimited => instead.push("expires_in is -1"),
+            }
         }
         if let Some(moment) = self.expires_at.and_then(present) {
             return point(moment)
-                .map(Some)
-                .ok_or_else(|| unreadable("expires_at", "a time in RFC 3339, or in Unix seconds or milliseconds"));
+                .map(Said::Point)
+                .map_err(|what| invalid(format!("expires_at of the result {what}. {}", way_out("expires_at"))));
         }
-        Ok(self.token.and_then(jwt_exp))
+        match self.token.map_or(Exp::None, exp) {
+            Exp::At(moment) => return Ok(Said::Point(moment)),
+            Exp::Unreadable => instead.push("exp of the token is not a Unix time"),
+            Exp::None => {}
+        }
+        Ok(Said::Nothing(instead))
     }
 }
 
-fn unreadable(member: &str, wanted: &str) -> Failure {
-    Failure::new(Reason::InvalidResponse, format!("{member} of the result is not {wanted}"))
+/// What to do about a member that the server writes in its own way.
+fn way_out(member: &str) -> String {
+    let read = match member {
+        "expires_in" => "a number of seconds",
+        _ => "RFC 3339, an HTTP date or a Unix time",
+    };
+    format!(
+        "tokencache reads {read}. Use the source http, whose result.expiresAt can convert other forms, or set \
+         spec.expiry.never: true if the value does not expire"
+    )
+}
+
+fn invalid(message: String) -> Failure {
+    Failure::new(Reason::InvalidResponse, message)
 }
 
 fn present(member: &Member) -> Option<&Member> {
     (!matches!(member, Member::Null)).then_some(member)
 }
 
-fn lifetime(member: &Member) -> Option<TimeDelta> {
-    delta(number(member)?)
-}
-
-pub(super) fn point(member: &Member) -> Option<DateTime<Utc>> {
-    match (number(member), member) {
-        (Some(number), _) => unix(number),
-        (None, Member::Text(text)) => time::parse_rfc3339(text.expose_secret().trim()).ok(),
-        _ => None,
-    }
-}
-
-fn number(member: &Member) -> Option<f64> {
-    match member {
-        Member::Number(number) => number.as_f64(),
-        // Rust would also read "inf", "nan" and "1e3"; nobody means those.
-        Member::Text(text) => {
-            let text = text.expose_secret().trim();
-            let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'-'));
-            numeric.then(|| text.parse().ok()).flatten()
-        }
-        _ => None,
-    }
-}
-
-fn unix(number: f64) -> Option<DateTime<Utc>> {
-    let seconds = if number > MILLISECONDS_FROM { number / 1000.0 } else { number };
-    Some(time::later(DateTime::UNIX_EPOCH, delta(seconds)?))
-}
-
-/// To the millisecond; cut where it would pass the end of the calendar.
-fn delta(seconds: f64) -> Option<TimeDelta> {
-    if !seconds.is_finite() || seconds < 0.0 {
-        return None;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "it is at most END * 1000, which fits")]
-    let millis = (seconds * 1000.0).min(END as f64 * 1000.0) as i64;
-    TimeDelta::try_milliseconds(millis)
-}
-
-/// `exp` of a JWT (RFC 7519 §4.1.4), read without verifying it: it says when the token's own issuer stops taking it,
-/// and whoever could forge it could as well send any `expires_in`. A token that is no JWT names no expiry.
-fn jwt_exp(token: &str) -> Option<DateTime<Utc>> {
-    let mut parts = token.split('.');
-    let (Some(_), Some(payload), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-        return None;
-    };
-    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    let payload = Zeroizing::new(GeneralPurpose::new(&alphabet::URL_SAFE, config).decode(payload).ok()?);
-    match json::parse(&payload)?.get("exp")? {
-        Member::Number(exp) => Some(time::later(DateTime::UNIX_EPOCH, delta(exp.as_f64()?)?)),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
-    use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+    use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+    use chrono::TimeDelta;
     use proptest::prelude::*;
+    use secrecy::ExposeSecret as _;
 
     use super::*;
+    use crate::fetch::json;
 
     fn at(text: &str) -> DateTime<Utc> {
         time::parse_rfc3339(text).unwrap()
@@ -214,8 +229,18 @@ mod tests {
             (r#"{"expires_in":3600}"#.into(), r#"{"maxAge":"10m"}"#, "2026-01-02T03:10:00Z"),
             (r#"{"expires_in":60}"#.into(), r#"{"maxAge":"10m"}"#, "2026-01-02T03:01:00Z"),
             (r#"{}"#.into(), r#"{"ttl":"1h","maxAge":"10m"}"#, "2026-01-02T03:10:00Z"),
-            (r#"{"expires_in":1e300}"#.into(), "{}", "9999-12-31T23:59:59Z"),
-            (r#"{"expires_in":18446744073709551615}"#.into(), "{}", "9999-12-31T23:59:59Z"),
+            (r#"{"expires_in":18446744073709551615}"#.into(), r#"{"maxAge":"10m"}"#, "2026-01-02T03:10:00Z"),
+            (r#"{"expires_in":1893456000}"#.into(), r#"{"maxAge":"10m"}"#, "2026-01-02T03:10:00Z"),
+            (r#"{"expires_in":-1}"#.into(), r#"{"ttl":"1h"}"#, "2026-01-02T04:00:00Z"),
+            (r#"{"expires_in":-1}"#.into(), r#"{"never":true}"#, "never"),
+            (with(r#","expires_in":-1"#), r#"{"ttl":"1h"}"#, "2026-01-02T03:10:00Z"),
+            (r#"{"expires_in":-1,"expires_at":1767326400}"#.into(), "{}", "2026-01-02T04:00:00Z"),
+            (r#"{"expires_at":1767326400000000}"#.into(), "{}", "2026-01-02T04:00:00Z"),
+            (r#"{"expires_at":1767326400000000000}"#.into(), "{}", "2026-01-02T04:00:00Z"),
+            (r#"{"expires_at":"9999-12-31T23:59:59Z"}"#.into(), "{}", "9999-12-31T23:59:59Z"),
+            (format!(r#"{{"access_token":"{}"}}"#, jwt(r#"{"exp":1767323400000}"#)), "{}", "2026-01-02T03:10:00Z"),
+            (format!(r#"{{"access_token":"{}"}}"#, jwt(r#"{"exp":"1767323400"}"#)), "{}", "2026-01-02T03:10:00Z"),
+            (format!(r#"{{"access_token":"{}"}}"#, jwt(r#"{"exp":true}"#)), r#"{"ttl":"1h"}"#, "2026-01-02T04:00:00Z"),
             (r#"{"expires_in":1e300}"#.into(), r#"{"maxAge":"10m"}"#, "2026-01-02T03:10:00Z"),
             (r#"{"expires_in":"nonsense"}"#.into(), r#"{"never":true}"#, "never"),
             (r#"{"expires_in":0}"#.into(), r#"{"never":true}"#, "never"),
@@ -228,7 +253,11 @@ mod tests {
     #[test]
     fn a_result_that_names_a_useless_expiry_is_told_apart_by_its_reason() {
         for (result, expiry, min_remaining, reason) in [
-            (r#"{"expires_in":-1}"#, "{}", None, Reason::InvalidResponse),
+            (r#"{"expires_in":-5}"#, r#"{"ttl":"1h"}"#, None, Reason::InvalidResponse),
+            (r#"{"expires_in":1e300}"#, r#"{"ttl":"1h"}"#, None, Reason::InvalidResponse),
+            (r#"{"expires_in":1893456000}"#, "{}", None, Reason::InvalidResponse),
+            (r#"{"expires_at":1e30}"#, r#"{"maxAge":"1h"}"#, None, Reason::InvalidResponse),
+            (r#"{"expires_in":-1}"#, "{}", None, Reason::NoExpiry),
             (r#"{"expires_in":"soon"}"#, r#"{"ttl":"1h"}"#, None, Reason::InvalidResponse),
             (r#"{"expires_in":""}"#, "{}", None, Reason::InvalidResponse),
             (r#"{"expires_in":"inf"}"#, "{}", None, Reason::InvalidResponse),
@@ -253,28 +282,31 @@ mod tests {
         assert!(decide_over(r#"{"expires_in":62}"#, "{}", Some("1m")).is_ok());
         let failure = decide_over(r#"{"expires_in":47}"#, "{}", Some("1m")).unwrap_err();
         assert!(failure.message.contains("has 45s left") && failure.message.contains("wants 1m"), "{failure}");
-        let failure = decide_over("{}", "{}", None).unwrap_err();
-        assert!(failure.message.contains("spec.expiry.ttl"), "{failure}");
     }
 
     #[test]
-    fn a_token_that_is_no_jwt_with_a_readable_exp_names_no_expiry() {
-        for token in [
-            String::new(),
-            "a.b.c".into(),
-            "...".into(),
-            jwt("{}"),
-            jwt("[]"),
-            jwt(r#"{"exp":"1767323400"}"#),
-            jwt(r#"{"exp":-1}"#),
-            jwt(r#"{"exp":null}"#),
-            format!("{}.{}", jwt(r#"{"exp":1767323400}"#), "d"),
+    fn a_result_without_a_usable_expiry_is_told_with_the_setting_to_use() {
+        let token = |claims: &str| format!(r#"{{"access_token":"{}"}}"#, jwt(claims));
+        let [ttl, never] = ["spec.expiry.ttl", "spec.expiry.never: true"];
+        for (result, words) in [
+            ("{}".to_owned(), vec!["no expires_in", ttl, never]),
+            (r#"{"expires_in":-1}"#.into(), vec!["expires_in is -1", ttl, never]),
+            (token(r#"{"exp":"soon"}"#), vec!["exp of the token is not a Unix time", ttl, never]),
+            (token(r#"{"exp":1e30}"#), vec!["exp of the token is not a Unix time", ttl, never]),
+            (token(r#"{"exp":0}"#), vec!["expired at 1970-01-01T00:00:00Z", "clocks", never]),
+            (r#"{"expires_in":0}"#.into(), vec!["expires_in of the result is 0", never]),
+            (r#"{"expires_in":2}"#.into(), vec!["expires_in of the result is 2s", "took longer"]),
+            (r#"{"expires_in":-5}"#.into(), vec!["expires_in of the result is negative", never]),
+            (r#"{"expires_in":1e30}"#.into(), vec!["is longer than 100 years", "spec.expiry.maxAge", never]),
+            (r#"{"expires_in":1893456000}"#.into(), vec!["is a Unix time and not a lifetime"]),
+            (r#"{"expires_at":"2030-01-01 00:00:00.0"}"#.into(), vec!["has no time zone", "result.expiresAt", never]),
+            (r#"{"expires_at":"soon"}"#.into(), vec!["is not a time", "RFC 3339", "result.expiresAt", never]),
         ] {
-            assert_eq!(jwt_exp(&token), None, "{token}");
+            let failure = decide_over(&result, "{}", None).expect_err(&result);
+            for word in words {
+                assert!(failure.message.contains(word), "{result}: {word:?} is not in: {failure}");
+            }
         }
-        assert_eq!(jwt_exp(&jwt(r#"{"exp":1767323400}"#)), Some(at("2026-01-02T03:10:00Z")));
-        assert_eq!(jwt_exp("e30.eyJleHAiOjF9==.c"), None);
-        assert_eq!(jwt_exp(&jwt(r#"{"exp":1e30}"#)).map(|end| end.timestamp()), Some(END));
     }
 
     proptest! {
@@ -294,11 +326,6 @@ mod tests {
                     }
                 }
             }
-        }
-
-        #[test]
-        fn no_token_makes_it_panic(token in "\\PC{0,60}|[A-Za-z0-9._=-]{0,80}") {
-            let _ = jwt_exp(&token);
         }
 
         #[test]

@@ -104,10 +104,10 @@ fn body(app: &GitHubApp) -> Value {
 
 /// The members of a successful answer.
 fn interpret(answer: &Answer, app: &GitHubApp, jwt: &SecretString, now: DateTime<Utc>) -> Result<Members, Failure> {
-    let members = json::parse(&answer.body);
+    let members = json::read(&answer.body);
     let mut redactor = Redactor::default();
     redactor.hide(jwt.expose_secret());
-    let said = members.as_ref().and_then(|members| text(members, "message"));
+    let said = members.as_ref().ok().and_then(|members| text(members, "message"));
     let said = said.map(|text| redactor.clean(text.expose_secret())).filter(|text| !text.is_empty());
     if let Some(mut refusal) = answer.refusal(said.as_deref()) {
         let said = said.unwrap_or_default();
@@ -115,13 +115,14 @@ fn interpret(answer: &Answer, app: &GitHubApp, jwt: &SecretString, now: DateTime
             refusal.reason = Reason::RateLimited;
             refusal.retry_after = Some(refusal.retry_after.unwrap_or(pause));
         } else if let Some(hint) = hint(answer.status, app, &said) {
-            refusal.message = format!("{}; {hint}", refusal.message);
+            refusal.message = format!("{}. {hint}", refusal.message);
         }
         return Err(refusal);
     }
-    let wrong =
-        |what: &str| answer.failure(Reason::InvalidResponse, format!("{answer}, but {what}; is apiUrl the API?"));
-    let members = members.ok_or_else(|| wrong("not with a JSON object"))?;
+    let wrong = |what: &str| {
+        answer.failure(Reason::InvalidResponse, format!("{answer}, but {what}. Check that apiUrl is the API"))
+    };
+    let members = members.map_err(|problem| wrong(&format!("the body {problem}")))?;
     match text(&members, "token") {
         Some(token) if !token.expose_secret().is_empty() => Ok(members),
         _ => Err(wrong("without a token")),
@@ -156,30 +157,32 @@ fn hint(status: StatusCode, app: &GitHubApp, said: &str) -> Option<String> {
     let about = |word: &str| said.to_ascii_lowercase().contains(word);
     Some(match status.as_u16() {
         401 if about("'exp'") || about("'iat'") || about("expir") => {
-            "the clock of this machine and GitHub's differ: correct it".to_owned()
+            "The clocks of this machine and of GitHub differ. Correct this machine's clock".to_owned()
         }
         401 => format!(
-            "privateKeyRef holds no key of the App {app_id}, or one that was deleted: make a new one in the App's \
-             settings; or the clock of this machine is wrong"
+            "privateKeyRef holds no key of the App {app_id}, or one that was deleted, or the clock of this machine is \
+             wrong. Create a new key in the App's settings"
         ),
         403 if about("suspend") => {
-            format!("the installation {installation_id} is suspended: its owner can unsuspend it")
+            format!("The installation {installation_id} is suspended. Its owner can unsuspend it")
         }
-        403 => format!("the App {app_id} may not do this: look at its permissions, and at the allowed IP addresses"),
+        403 => {
+            format!("The App {app_id} is not allowed to do this. Check its permissions and its allowed IP addresses")
+        }
         404 => format!(
-            "the App {app_id} has no installation {installation_id}: is it installed, and are appId, installationId and \
-             apiUrl right?"
+            "The App {app_id} has no installation {installation_id}. Install it, or correct appId, installationId and \
+             apiUrl"
         ),
         422 if about("repositor") => format!(
-            "the installation {installation_id} has no access to one of repositories ({}): add it in the \
-             installation's settings, or correct its name, which is without the owner",
+            "The installation {installation_id} has no access to one of repositories ({}). Add it in the installation's \
+             settings, or correct its name, which is without the owner",
             app.repositories.join(", ")
         ),
         422 if about("permission") => {
             let wanted: Vec<_> = app.permissions.iter().map(|(name, access)| format!("{name}: {access}")).collect();
             format!(
-                "one of permissions ({}) is not granted to the installation {installation_id}: grant it to the App, and \
-                 have the new permission accepted by the installation's owner",
+                "One of permissions ({}) is not granted to the installation {installation_id}. Grant it to the App, and \
+                 let the installation's owner accept the new permission",
                 wanted.join(", ")
             )
         }

@@ -1,13 +1,15 @@
 //! The source `http`: a request as the spec says it, and what of the response is the credential.
 
+use std::collections::BTreeSet;
+
 use http::{HeaderName, HeaderValue, Method, header};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use url::form_urlencoded;
 use zeroize::Zeroizing;
 
 use super::{
     Attempt, Failure, Obtained, Reference,
-    cel::{self, Place, Scope, Value, Wiped},
+    cel::{self, NoJson, Place, Scope, Value, Wiped},
     expiry,
     http_client::{Answer, Connection},
     json::{self, Member, Members},
@@ -17,6 +19,7 @@ use crate::{
     api::{
         Invalid,
         http::{Content, Http, Method as ApiMethod},
+        oauth2::SecretKeyRef,
     },
     reason::Reason,
     time,
@@ -35,10 +38,10 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, source: &Http) -> Result<Ob
     let settings = Settings::load(source.tls.as_ref(), source.proxy.as_ref(), &mut attempt.sources).await?;
     let connection = attempt.clients.connection(&url, &settings)?;
     let sent = attempt.clock.now();
-    let request = request.into_builder(source, &connection)?;
+    let (request, notes) = request.into_builder(source, &connection);
     let answer = connection.send(request, &attempt.phase, || attempt.clock.now()).await?;
     if !source.is_success(answer.status.as_u16()) {
-        return Err(refused(&answer));
+        return Err(refused(&answer, &notes));
     }
     let (token, values, expires_at) = result(source, &answer, sent).await?;
     let members = match expires_at {
@@ -104,6 +107,8 @@ fn result_expressions(source: &Http) -> Vec<(String, String)> {
 
 /// What is sent, with all values read.
 struct Request {
+    /// What may help where it is refused. Holds nothing secret.
+    notes: BTreeSet<String>,
     headers: Vec<(HeaderName, HeaderValue)>,
     query: Vec<(String, Text)>,
     body: Option<(Option<&'static str>, Text)>,
@@ -111,10 +116,11 @@ struct Request {
 
 impl Request {
     async fn load(attempt: &mut Attempt<'_>, source: &Http) -> Result<Self, Failure> {
-        let mut evaluated = evaluate(attempt, source).await?.into_iter();
+        let mut notes = BTreeSet::new();
+        let mut evaluated = evaluate(attempt, source, &mut notes).await?.into_iter();
         let mut texts = Vec::new();
         for (field, content) in contents(source) {
-            texts.push((text(attempt, &field, content, &mut evaluated).await?, field));
+            texts.push((text(attempt, &field, content, &mut evaluated, &mut notes).await?, field));
         }
         let mut texts = texts.into_iter();
         let mut headers = Vec::new();
@@ -147,10 +153,11 @@ impl Request {
         } else {
             texts.next().map(|(text, _)| (None, text))
         };
-        Ok(Self { headers, query, body })
+        Ok(Self { notes, headers, query, body })
     }
 
-    fn into_builder(self, source: &Http, connection: &Connection) -> Result<reqwest::RequestBuilder, Failure> {
+    /// What to send, and the notes.
+    fn into_builder(self, source: &Http, connection: &Connection) -> (reqwest::RequestBuilder, BTreeSet<String>) {
         let mut request = connection.request(match source.method() {
             ApiMethod::Get => Method::GET,
             ApiMethod::Post => Method::POST,
@@ -163,19 +170,27 @@ impl Request {
             request = kind.into_iter().fold(request, |request, kind| request.header(header::CONTENT_TYPE, kind));
             request = request.body(body.as_bytes().to_vec());
         }
-        Ok(self.headers.into_iter().fold(request, |request, (name, value)| request.header(name, value)))
+        let request = self.headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
+        (request, self.notes)
     }
 }
 
 /// The request's expressions over what they read.
-async fn evaluate(attempt: &mut Attempt<'_>, source: &Http) -> Result<Vec<Wiped>, Failure> {
+async fn evaluate(
+    attempt: &mut Attempt<'_>,
+    source: &Http,
+    notes: &mut BTreeSet<String>,
+) -> Result<Vec<Wiped>, Failure> {
     let expressions = request_expressions(source);
     if expressions.is_empty() {
         return Ok(Vec::new());
     }
     let mut secrets = Vec::new();
     for (name, key) in &source.secrets {
-        secrets.push((name.as_str(), cel::text(attempt.sources.text(key).await?.expose_secret())));
+        let secret = attempt.sources.text(key).await?;
+        let cure = format!("use secrets.{name}.trim() in the expression");
+        notes.extend(line_break(key, &secret, &cure));
+        secrets.push((name.as_str(), cel::text(secret.expose_secret())));
     }
     Scope::new(Place::Request).with("secrets", cel::map(secrets)).evaluate_apart(expressions).await
 }
@@ -186,17 +201,28 @@ async fn text(
     field: &str,
     content: &Content,
     evaluated: &mut impl Iterator<Item = Wiped>,
+    notes: &mut BTreeSet<String>,
 ) -> Result<Text, Failure> {
     if let Some(value) = &content.value {
         return Ok(Zeroizing::new(value.clone()));
     }
     if let Some(key) = &content.value_ref {
-        return Ok(Zeroizing::new(attempt.sources.text(key).await?.expose_secret().to_owned()));
+        let secret = attempt.sources.text(key).await?;
+        notes.extend(line_break(key, &secret, "store it without one (printf %s, not echo)"));
+        return Ok(Zeroizing::new(secret.expose_secret().to_owned()));
     }
     let invalid = |what: &str| Failure::new(Reason::InvalidSpec, format!("{field}: {what}"));
     let value = evaluated.next().ok_or_else(|| invalid("one of value, valueRef and expression must be set"))?;
     let wrong = |other: Wiped| invalid(&format!("gives {}, not a string", cel::type_name(&other.0)));
     cel::scalar(value).map(Zeroizing::new).map_err(wrong)
+}
+
+/// What to say of a value that ends with a line break, where the server refuses it. It may be meant, so it is sent.
+fn line_break(key: &SecretKeyRef, secret: &SecretString, cure: &str) -> Option<String> {
+    let SecretKeyRef { name, key } = key;
+    let note =
+        || format!("Key {key} of Secret {name} ends with a line break. If the server does not expect it, {cure}");
+    secret.expose_secret().ends_with(['\r', '\n']).then(note)
 }
 
 /// # Errors
@@ -211,12 +237,21 @@ fn header_value(text: &str) -> Result<HeaderValue, &'static str> {
     })
 }
 
-fn refused(answer: &Answer) -> Failure {
+fn refused(answer: &Answer, notes: &BTreeSet<String>) -> Failure {
     if answer.status.is_success() {
-        answer.failure(Reason::Rejected, format!("{answer}, which spec.fetch.http.successStatus does not list"))
-    } else {
-        answer.refused(None)
+        return answer
+            .failure(Reason::Rejected, format!("{answer}, which spec.fetch.http.successStatus does not list"));
     }
+    let mut failure = answer.refused(None);
+    if failure.reason == Reason::Rejected && answer.status.is_client_error() {
+        for note in notes {
+            failure.message = format!("{}. {note}", failure.message);
+        }
+    }
+    if answer.status == 401 {
+        failure.message += ". Check the credentials that the request sends";
+    }
+    failure
 }
 
 /// Token, values, and the expiry where an expression gives one.
@@ -255,9 +290,15 @@ async fn result(
 }
 
 fn scope(answer: &Answer, sent: chrono::DateTime<chrono::Utc>) -> Result<Scope, Failure> {
-    let json = cel::json(&answer.body).map_err(|cel::TooLarge| {
-        answer.failure(Reason::ResponseTooLarge, format!("{answer} with JSON of too many values"))
-    })?;
+    let (json, no_json) = match cel::json(&answer.body) {
+        Ok(Value::Null) => (Value::Null, Some("is null".to_owned())),
+        Ok(json) => (json, None),
+        Err(NoJson::Invalid(problem)) => (Value::Null, Some(problem)),
+        Err(NoJson::TooLarge) => {
+            return Err(answer.failure(Reason::ResponseTooLarge, format!("{answer} with JSON of too many values")));
+        }
+    };
+    let kind = answer.content_type();
     let body = std::str::from_utf8(&answer.body).ok().map(cel::text);
     let mut headers = std::collections::BTreeMap::<&str, String>::new();
     for (name, value) in &answer.headers {
@@ -270,13 +311,16 @@ fn scope(answer: &Answer, sent: chrono::DateTime<chrono::Utc>) -> Result<Scope, 
         ("status", Value::Int(answer.status.as_u16().into())),
         ("headers", cel::map(headers.iter().map(|(name, value)| (*name, cel::text(value))))),
         ("body", body.unwrap_or(Value::Null)),
-        ("json", json.unwrap_or(Value::Null)),
+        ("json", json),
     ];
-    Ok(Scope::new(Place::Result)
+    let scope = Scope::new(Place::Result)
         .with("response", cel::map(response))
         .with("now", Value::Timestamp(time::floor(sent).fixed_offset()))
-        .noting("response.json", format!("the body is null or not JSON ({})", answer.content_type()))
-        .noting("response.body", "the body is not text in UTF-8".to_owned()))
+        .noting("response.body", format!("the body is not UTF-8 (content type: {kind})"));
+    Ok(match no_json {
+        Some(problem) => scope.noting("response.json", format!("the body {problem} (content type: {kind})")),
+        None => scope,
+    })
 }
 
 /// What an expression says of the expiry; `None` for null.
@@ -287,14 +331,16 @@ fn moment(value: &Value) -> Result<Option<Member>, String> {
         Value::String(text) => Member::Text(text.as_str().into()),
         Value::Int(number) => Member::Number((*number).into()),
         Value::UInt(number) => Member::Number((*number).into()),
-        Value::Float(number) => serde_json::Number::from_f64(*number).map_or(Member::Nested, Member::Number),
+        Value::Float(number) => {
+            serde_json::Number::from_f64(*number).map_or(Member::Nested { empty: false }, Member::Number)
+        }
         other => return Err(format!("gives {}, not a time", cel::type_name(other))),
     };
     match expiry::point(&member) {
-        Some(_) => Ok(Some(member)),
-        None => {
+        Ok(_) => Ok(Some(member)),
+        Err(problem) => {
             let what = cel::type_name(value);
-            Err(format!("gives {what} that is neither a time in RFC 3339 nor Unix seconds or milliseconds"))
+            Err(format!("gives {what} that {problem}. Give a timestamp, RFC 3339, an HTTP date or a Unix time"))
         }
     }
 }

@@ -3,6 +3,7 @@
 //! A new source is a file with `fetch`, `endpoint` and `references`, and an arm in each `match` on [`Source`] here.
 
 mod address;
+mod body;
 mod cel;
 mod certificate;
 mod check;
@@ -16,6 +17,7 @@ mod json;
 mod oauth2;
 mod pem;
 mod redact;
+mod redirect;
 mod resolver;
 mod service_account_token;
 mod signing;

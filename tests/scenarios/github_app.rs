@@ -43,8 +43,8 @@ fn an_installation_token_is_got_and_whatever_is_wrong_is_told_so_that_a_stranger
         create("limited", limits.clone()).await;
         let key = |name: &str, key: &str| json!({"privateKeyRef": {"name": name, "key": key}});
         let cases = [
-            ("wrong-app", json!({"appId": 99}), "Rejected", "the App 99 has no installation 67890"),
-            ("wrong-installation", json!({"installationId": 99}), "Rejected", "the App 12345 has no installation 99"),
+            ("wrong-app", json!({"appId": 99}), "Rejected", "The App 99 has no installation 67890"),
+            ("wrong-installation", json!({"installationId": 99}), "Rejected", "The App 12345 has no installation 99"),
             ("wrong-key", key("other", "key"), "Rejected", "privateKeyRef holds no key of the App 12345"),
             (
                 "repository",
@@ -59,7 +59,7 @@ fn an_installation_token_is_got_and_whatever_is_wrong_is_told_so_that_a_stranger
                 "permissions (issues: write) is not",
             ),
             ("ec", key("app", "ec"), "InvalidSpec", "is no RSA key"),
-            ("encrypted", key("app", "encrypted"), "InvalidSpec", "encrypted by a passphrase"),
+            ("encrypted", key("app", "encrypted"), "InvalidSpec", "encrypted with a passphrase"),
             ("no-key", key("app", "absent"), "SourceNotFound", "has no key absent"),
             ("no-secret", key("absent", "key"), "SourceNotFound", "absent does not exist"),
         ];

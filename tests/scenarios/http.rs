@@ -139,7 +139,7 @@ fn a_response_that_does_not_fit_is_told_with_what_was_there() {
                 "page",
                 Behaviour::Status(200, kind("text/html"), "<html>hunter2</html>".into()),
                 "InvalidResponse",
-                "response.json is null, which has no key session: the body is null or not JSON (text/html)",
+                "response.json is null, which has no key session: the body is not JSON",
             ),
             (
                 "type",

@@ -18,7 +18,7 @@ pub(super) use self::programs::{MAX_BRACKETS, MAX_TEXT};
 use self::{limits::Budget, programs::Compiled};
 pub(super) use self::{
     limits::MAX_OUTPUT,
-    value::{TooLarge, Value, Wiped, json, json_text, map, scalar, text},
+    value::{NoJson, Value, Wiped, json, json_text, map, scalar, text},
     words::type_name,
 };
 use super::Failure;

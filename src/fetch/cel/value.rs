@@ -12,6 +12,8 @@ use kube::core::cel::cel::objects::{Key, Map};
 use serde::ser::{Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
 use zeroize::Zeroize as _;
 
+use crate::fetch::json::{problem, without_bom};
+
 /// JSON with more values than that is not taken: each costs many times its bytes.
 const MAX_VALUES: usize = 100_000;
 
@@ -80,15 +82,21 @@ pub(in crate::fetch) fn scalar(value: Wiped) -> Result<String, Wiped> {
     }
 }
 
-/// JSON that has too many values.
+/// Why a text gives no value.
 #[derive(Debug)]
-pub(in crate::fetch) struct TooLarge;
+pub(in crate::fetch) enum NoJson {
+    /// It is not JSON: what is wrong with it.
+    Invalid(String),
+    /// It has too many values.
+    TooLarge,
+}
 
-/// JSON, or `None` where it is none.
-pub(in crate::fetch) fn json(text: &[u8]) -> Result<Option<Value>, TooLarge> {
-    let Ok(json) = serde_json::from_slice(text) else { return Ok(None) };
+/// The value that a JSON text has.
+pub(in crate::fetch) fn json(text: &[u8]) -> Result<Value, NoJson> {
+    let text = without_bom(text);
+    let json = serde_json::from_slice(text).map_err(|error| NoJson::Invalid(problem(text, &error)))?;
     let mut left = MAX_VALUES;
-    from_json(json, &mut left).map(Some).ok_or(TooLarge)
+    from_json(json, &mut left).ok_or(NoJson::TooLarge)
 }
 
 /// Strings are moved, not copied.

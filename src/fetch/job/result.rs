@@ -74,7 +74,8 @@ pub(crate) fn read(result: &[u8]) -> Result<JobResult, Failure> {
             json::parse(values.get().as_bytes()).ok_or_else(|| wrong("has \"values\" that are no object".into()))?,
         ),
     };
-    if let Some((name, _)) = values.iter().flatten().find(|(_, member)| matches!(member, Member::Nested | Member::Null))
+    if let Some((name, _)) =
+        values.iter().flatten().find(|(_, member)| matches!(member, Member::Nested { .. } | Member::Null))
     {
         let name = Redactor::default().clean(name);
         return Err(wrong(format!("has values.{name}, which is not a string, number or boolean")));

@@ -4,6 +4,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
 use crate::{
+    api::oauth2::{Grant, SecretKeyRef},
     fetch::{
         Failure,
         http_client::Answer,
@@ -33,6 +34,17 @@ impl Confidence {
         }
     }
 
+    /// Notes what no server expects in a client's identifier, secret or token.
+    pub(super) fn note_oddity(&mut self, key: &SecretKeyRef, text: &SecretString) {
+        let text = text.expose_secret();
+        let what = match () {
+            () if text.starts_with('\u{feff}') => "begins with a byte order mark",
+            () if text.trim() != text => "begins or ends with a blank",
+            () => return,
+        };
+        self.note(format!("Key {} of Secret {} {what}, which was sent as a part of it", key.key, key.name));
+    }
+
     fn redactor(&self) -> Redactor {
         let mut redactor = Redactor::default();
         self.hidden.iter().for_each(|secret| redactor.hide(secret));
@@ -55,9 +67,9 @@ impl From<Failure> for Refused {
 
 /// The members of a successful answer (RFC 6749 §5.1). Any `token_type` is taken: what a consumer does with the token
 /// is between it and the API that it calls.
-pub(super) fn interpret(answer: &Answer, confidence: &Confidence) -> Result<Members, Refused> {
-    let members = json::parse(&answer.body);
-    let error = members.as_ref().and_then(|members| error_words(members, confidence));
+pub(super) fn interpret(answer: &Answer, grant: Grant, confidence: &Confidence) -> Result<Members, Refused> {
+    let members = json::read(&answer.body);
+    let error = members.as_ref().ok().and_then(|members| error_words(members, confidence));
     let refused = answer.refusal(error.as_ref().map(|error| error.words.as_str())).or_else(|| {
         // Some servers answer a refusal with 200.
         let words = &error.as_ref()?.words;
@@ -68,28 +80,45 @@ pub(super) fn interpret(answer: &Answer, confidence: &Confidence) -> Result<Memb
         let invalid_grant = code == "invalid_grant" && failure.reason == Reason::Rejected;
         if answer.status == 401 || code == "invalid_client" || invalid_grant {
             for note in &confidence.notes {
-                failure.message = format!("{}; {note}", failure.message);
+                failure.message = format!("{}. {note}", failure.message);
             }
         }
         if let Some(cure) = cure(answer.status.as_u16(), code) {
-            failure.message = format!("{}; {cure}", failure.message);
+            failure.message = format!("{}. {cure}", failure.message);
         }
         return Err(Refused { failure, invalid_grant });
     }
     let wrong = |what: String| answer.failure(Reason::InvalidResponse, format!("{answer}, but {what}"));
-    let Some(members) = members else {
-        return Err(wrong(format!("not with a JSON object ({})", answer.content_type())).into());
-    };
-    match token(&members) {
-        Some(token) if !token.expose_secret().is_empty() => Ok(members),
-        Some(_) => Err(wrong("access_token is empty".to_owned()).into()),
-        None => Err(wrong("without access_token as a string".to_owned()).into()),
+    let members = members.map_err(|problem| {
+        let kind = answer.content_type();
+        wrong(format!("the body {problem} (content type: {kind}). Check that tokenUrl is the token endpoint"))
+    })?;
+    match (members.get("access_token"), text(&members, ID_TOKEN)) {
+        (Some(Member::Text(token)), _) if token.expose_secret().is_empty() => {
+            Err(wrong("access_token is empty".to_owned()).into())
+        }
+        (Some(Member::Text(_)), _) => Ok(members),
+        (None | Some(Member::Null), Some(id)) if !id.expose_secret().is_empty() => match grant {
+            Grant::JwtBearer => Ok(members),
+            _ => Err(wrong(
+                "with id_token instead of access_token. If the ID token is what you need, use the source http with \
+                 result.token: response.json.id_token"
+                    .to_owned(),
+            )
+            .into()),
+        },
+        (None | Some(Member::Null), _) => Err(wrong("without access_token".to_owned()).into()),
+        (Some(_), _) => Err(wrong("access_token is not a string".to_owned()).into()),
     }
 }
 
-/// The token of an answer (RFC 6749 §5.1; of an exchange, whatever its type, RFC 8693 §2.2.1).
+/// The member that holds an ID token (OpenID Connect Core §3.1.3.3).
+const ID_TOKEN: &str = "id_token";
+
+/// The token of a successful answer (RFC 6749 §5.1; of an exchange, whatever its type, RFC 8693 §2.2.1). Without an
+/// access token it is the ID token, which an assertion can ask for in its place: Google answers so to `target_audience`.
 pub(super) fn token(members: &Members) -> Option<&SecretString> {
-    text(members, "access_token")
+    text(members, "access_token").or_else(|| text(members, ID_TOKEN))
 }
 
 /// A member that is a string.
@@ -102,13 +131,15 @@ pub(super) fn text<'a>(members: &'a Members, name: &str) -> Option<&'a SecretStr
 
 /// Which setting to look at (RFC 6749 §5.2, RFC 8707 §2).
 fn cure(status: u16, code: &str) -> Option<&'static str> {
+    const CLIENT: &str = "Check clientId, clientAuth and the client's secret, key or certificate";
     Some(match code {
-        "invalid_client" => "look at clientId, clientAuth and the client's secret, key or certificate",
-        "unauthorized_client" => "the server has to allow this client this grant",
-        "unsupported_grant_type" => "does tokenUrl lead to the server that knows this grant?",
-        "invalid_scope" => "look at scopes",
-        "invalid_target" => "look at audience and resource",
-        "" if matches!(status, 404 | 405) => "is tokenUrl the URL of the token endpoint?",
+        "invalid_client" => CLIENT,
+        "unauthorized_client" => "Allow this grant for this client at the server",
+        "unsupported_grant_type" => "Check that tokenUrl is the endpoint that supports this grant",
+        "invalid_scope" => "Check scopes",
+        "invalid_target" => "Check audience and resource",
+        "" if status == 401 => CLIENT,
+        "" if matches!(status, 404 | 405) => "Check that tokenUrl is the URL of the token endpoint",
         _ => return None,
     })
 }
@@ -128,12 +159,14 @@ fn error_words(members: &Members, confidence: &Confidence) -> Option<ErrorWords>
         Some(redactor.clean(text.expose_secret())).filter(|text| !text.is_empty())
     };
     let code = match error {
-        Member::Null | Member::Bool(false) => return None,
+        // By these, servers that always write the member mean that there is no error.
+        Member::Null | Member::Bool(false) | Member::Nested { empty: true } => return None,
+        Member::Number(number) if number.as_f64() == Some(0.0) => return None,
         Member::Text(text) if text.expose_secret().is_empty() => return None,
         Member::Text(_) => clean("error").unwrap_or_default(),
         // Not as the standard wants it, but an error nonetheless.
         Member::Number(number) => number.to_string(),
-        Member::Bool(true) | Member::Nested => "an error that is not told as RFC 6749 wants it".to_owned(),
+        Member::Bool(true) | Member::Nested { empty: false } => "an error that is not a string".to_owned(),
     };
     let words = match clean("error_description") {
         Some(description) => format!("{code}: {description}"),
@@ -148,19 +181,19 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_told_with_the_setting_to_look_at() {
+        let client = "Check clientId, clientAuth and the client's secret";
         for (status, body, words) in [
-            (400, r#"{"error": "invalid_scope"}"#, "answered 400 Bad Request: invalid_scope; look at scopes"),
-            (
-                401,
-                r#"{"error": "invalid_client"}"#,
-                "invalid_client; look at clientId, clientAuth and the client's secret",
-            ),
-            (400, r#"{"error": "unauthorized_client"}"#, "the server has to allow this client this grant"),
-            (400, r#"{"error": "invalid_target"}"#, "look at audience and resource"),
-            (404, "<html>", "answered 404 Not Found; is tokenUrl the URL of the token endpoint?"),
-            (405, "", "is tokenUrl the URL of the token endpoint?"),
+            (400, r#"{"error": "invalid_scope"}"#, "answered 400 Bad Request: invalid_scope. Check scopes"),
+            (401, r#"{"error": "invalid_client"}"#, &*format!("invalid_client. {client}")),
+            (401, "", &format!("answered 401 Unauthorized. {client}")),
+            (401, "<html>", &format!("answered 401 Unauthorized. {client}")),
+            (400, r#"{"error": "unauthorized_client"}"#, "Allow this grant for this client"),
+            (400, r#"{"error": "invalid_target"}"#, "Check audience and resource"),
+            (404, "<html>", "answered 404 Not Found. Check that tokenUrl is the URL of the token endpoint"),
+            (405, "", "Check that tokenUrl is the URL of the token endpoint"),
         ] {
-            let refused = interpret(&Answer::for_test(status, body.into()), &Confidence::default()).err();
+            let refused =
+                interpret(&Answer::for_test(status, body.into()), Grant::default(), &Confidence::default()).err();
             let message = refused.map(|refused| refused.failure.message).unwrap_or_default();
             assert!(message.contains(words), "{message}");
         }

@@ -115,7 +115,7 @@ fn described(assertion: &Assertion, algorithm: Algorithm) -> String {
         None => "no kid".to_owned(),
     };
     format!(
-        "the assertion that was sent is for the audience {audience}, signed by {algorithm:?} with {key}, and valid for \
+        "The assertion that was sent is for the audience {audience}, signed by {algorithm:?} with {key}, and valid for \
          {} from this machine's time on",
         assertion.lifetime()
     )

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     api::oauth2::{ClientAuth, Grant, OAuth2},
-    fetch::{Attempt, Failure, redact::Redactor},
+    fetch::{Attempt, Failure, pem, redact::Redactor},
     reason::Reason,
     time::rfc3339,
 };
@@ -37,9 +37,8 @@ pub(super) async fn authenticate(
         return Ok(());
     }
     let id = id.ok_or_else(|| missing("clientId or clientIdRef"))?;
-    if let (Some(key), true) = (&oauth2.client_id_ref, id.expose_secret().ends_with('\n')) {
-        let note = "ends with a newline, which was sent as a part of it";
-        request.confidence.note(format!("the value of key {} in Secret {} {note}", key.key, key.name));
+    if let Some(key) = &oauth2.client_id_ref {
+        request.confidence.note_oddity(key, id);
     }
     match auth {
         ClientAuth::None => {}
@@ -47,6 +46,13 @@ pub(super) async fn authenticate(
             let secret = secret(attempt, oauth2, request).await?;
             let pair = Zeroizing::new(user_and_password(id, &secret));
             request.confidence.hide(&pair);
+            if pair.split_once(':') != Some((id.expose_secret(), secret.expose_secret())) {
+                request.confidence.note(
+                    "The client's id or secret has characters that are percent-encoded in the Authorization header (RFC \
+                     6749 §2.3.1). Set clientAuth: Post if the server does not decode them"
+                        .to_owned(),
+                );
+            }
             request.authorization = Some(basic(&pair)?);
         }
         ClientAuth::Post => {
@@ -120,7 +126,7 @@ async fn check_certificate(attempt: &mut Attempt<'_>, oauth2: &OAuth2, request: 
         let message = format!("{}, key tls.crt: the certificate is not valid before {}", secret.title(), rfc3339(from));
         return Err(Failure::new(Reason::TlsFailed, message));
     }
-    request.confidence.note(format!("the client's certificate is that of {}, for {subject}", secret.title()));
+    request.confidence.note(format!("The client's certificate is that of {}, for {subject}", secret.title()));
     Ok(())
 }
 
@@ -131,8 +137,8 @@ struct Shown {
     until: DateTime<Utc>,
 }
 
-fn shown(pem: &[u8]) -> Option<Shown> {
-    let certificate = CertificateDer::from_pem_slice(pem).ok()?;
+fn shown(text: &[u8]) -> Option<Shown> {
+    let certificate = CertificateDer::from_pem_slice(&pem::tidy(text)).ok()?;
     let (_, certificate) = x509_parser::parse_x509_certificate(&certificate).ok()?;
     let moment = |time: x509_parser::time::ASN1Time| DateTime::from_timestamp(time.timestamp(), 0);
     Some(Shown {

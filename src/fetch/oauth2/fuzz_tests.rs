@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Confidence, interpret, token};
 use crate::{
-    api::{ExpiresAt, Expiry},
+    api::{ExpiresAt, Expiry, oauth2::Grant},
     fetch::{
         expiry::{Stated, decide},
         http_client::Answer,
@@ -26,6 +26,7 @@ fn answers() -> impl Strategy<Value = Value> {
     let member = (
         select(vec![
             "access_token",
+            "id_token",
             "expires_in",
             "expires_at",
             "error",
@@ -59,22 +60,26 @@ fn lives_on(stated: &Stated<'_>) {
 fn any_answer_is_understood_or_refused_and_never_told() {
     let status = select(vec![200_u16, 201, 204, 302, 400, 401, 403, 404, 429, 500, 503]);
     let mut good = 0;
-    fuzz((status, prop_oneof![9 => bodies(answers()).boxed(), 1 => any::<Vec<u8>>().boxed()]), |(status, body)| {
-        let mut confidence = Confidence::default();
-        confidence.hide(SECRET);
-        match interpret(&Answer::for_test(status, body), &confidence) {
-            Ok(members) => {
-                good += 1;
-                let token = token(&members).map(|token| token.expose_secret());
-                lives_on(&Stated {
-                    expires_in: members.get("expires_in"),
-                    expires_at: members.get("expires_at"),
-                    token,
-                });
+    let grant = select(vec![Grant::ClientCredentials, Grant::JwtBearer]);
+    fuzz(
+        (status, grant, prop_oneof![9 => bodies(answers()).boxed(), 1 => any::<Vec<u8>>().boxed()]),
+        |(status, grant, body)| {
+            let mut confidence = Confidence::default();
+            confidence.hide(SECRET);
+            match interpret(&Answer::for_test(status, body), grant, &confidence) {
+                Ok(members) => {
+                    good += 1;
+                    let token = token(&members).map(|token| token.expose_secret());
+                    lives_on(&Stated {
+                        expires_in: members.get("expires_in"),
+                        expires_at: members.get("expires_at"),
+                        token,
+                    });
+                }
+                Err(refused) => assert!(!refused.failure.message.contains(SECRET), "{}", refused.failure),
             }
-            Err(refused) => assert!(!refused.failure.message.contains(SECRET), "{}", refused.failure),
-        }
-    });
+        },
+    );
     assert!(good > 0);
 }
 

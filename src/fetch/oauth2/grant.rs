@@ -35,9 +35,11 @@ pub(super) async fn write(
         Grant::ClientCredentials => None,
         Grant::RefreshToken => {
             let reference = oauth2.refresh_token_ref.as_ref().ok_or_else(|| missing("refreshTokenRef"))?;
-            let token = request.secret(attempt, reference).await?;
-            request.add_secret("refresh_token", &token);
-            Some(Rotation::of(attempt, reference, token))
+            let sent = request.secret(attempt, reference).await?;
+            request.add_secret("refresh_token", &sent);
+            // What takes its place is compared with what is stored.
+            let stored = attempt.sources.text(reference).await?;
+            Some(Rotation::of(attempt, reference, stored))
         }
         Grant::JwtBearer => {
             let told = oauth2.assertion.as_ref();
@@ -91,7 +93,7 @@ async fn add_token(
     let (token, default_type) = match (&source.secret_ref, &source.service_account) {
         (Some(reference), _) => {
             let SecretKeyRef { name: secret, key } = reference;
-            request.confidence.note(format!("the {name} is that of key {key} in Secret {secret}"));
+            request.confidence.note(format!("The {name} is that of key {key} in Secret {secret}"));
             (request.secret(attempt, reference).await?, ACCESS_TOKEN)
         }
         (None, Some(account)) => {
@@ -101,7 +103,7 @@ async fn add_token(
                 expiration: Some(ACCOUNT_TOKEN_LIFETIME),
             };
             request.confidence.note(format!(
-                "the {name} is of ServiceAccount {}, for the audiences {}",
+                "The {name} is of ServiceAccount {}, for the audiences {}",
                 account.name,
                 account.audiences.join(", ")
             ));

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     api::{
         Invalid,
-        oauth2::{OAuth2, SecretKeyRef},
+        oauth2::{Grant, OAuth2, SecretKeyRef},
     },
     reason::Reason,
     time::Clock,
@@ -37,7 +37,7 @@ use crate::{
 pub(super) async fn fetch(attempt: &mut Attempt<'_>, oauth2: &OAuth2) -> Result<Obtained, Failure> {
     let url = tls::parse_url("spec.fetch.oauth2.tokenUrl", &oauth2.token_url)?;
     let id = client_id(attempt, oauth2).await?;
-    let mut request = Request::default();
+    let mut request = Request { grant: oauth2.grant(), ..Request::default() };
     let rotation = grant::write(attempt, oauth2, id.as_ref(), &mut request).await?;
     client::authenticate(attempt, oauth2, id.as_ref(), &mut request).await?;
     let settings = Settings::load(oauth2.tls.as_ref(), oauth2.proxy.as_ref(), &mut attempt.sources).await?;
@@ -80,6 +80,7 @@ pub(super) fn check(oauth2: &OAuth2) -> Result<(), Invalid> {
 /// What is sent.
 #[derive(Default)]
 struct Request {
+    grant: Grant,
     form: Form,
     authorization: Option<HeaderValue>,
     /// What of it must not be told, and what may help where it is refused.
@@ -102,16 +103,12 @@ impl Form {
 }
 
 impl Request {
-    /// Reads a secret that will be sent as it is.
+    /// Reads a secret that will be sent, see [`as_sent`].
     async fn secret(&mut self, attempt: &mut Attempt<'_>, key: &SecretKeyRef) -> Result<SecretString, Failure> {
-        let secret = attempt.sources.text(key).await?;
-        self.confidence.hide(secret.expose_secret());
-        if secret.expose_secret().ends_with('\n') {
-            let SecretKeyRef { name, key } = key;
-            self.confidence.note(format!(
-                "the value of key {key} in Secret {name} ends with a newline, which was sent as a part of it"
-            ));
-        }
+        let stored = attempt.sources.text(key).await?;
+        self.confidence.hide(stored.expose_secret());
+        let secret = as_sent(attempt, key, &stored)?;
+        self.confidence.note_oddity(key, &secret);
         Ok(secret)
     }
 
@@ -122,11 +119,26 @@ impl Request {
     }
 }
 
-/// The client's identifier, exactly as it is stored.
+/// What is sent of a stored value: all but line breaks at its end. `echo` and editors add them, and no identifier, secret
+/// or token of OAuth can have one (RFC 6749 appendix A).
+fn as_sent(attempt: &Attempt<'_>, key: &SecretKeyRef, stored: &SecretString) -> Result<SecretString, Failure> {
+    let text = stored.expose_secret().trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        let SecretKeyRef { name, key } = key;
+        let message = format!("Secret {}/{name}, key {key}: the value is an empty line", attempt.namespace);
+        return Err(Failure::new(Reason::InvalidSpec, message));
+    }
+    Ok(text.into())
+}
+
+/// The client's identifier.
 async fn client_id(attempt: &mut Attempt<'_>, oauth2: &OAuth2) -> Result<Option<SecretString>, Failure> {
     match (&oauth2.client_id, &oauth2.client_id_ref) {
         (Some(id), _) => Ok(Some(id.as_str().into())),
-        (None, Some(key)) => attempt.sources.text(key).await.map(Some),
+        (None, Some(key)) => {
+            let stored = attempt.sources.text(key).await?;
+            as_sent(attempt, key, &stored).map(Some)
+        }
         (None, None) => Ok(None),
     }
 }
@@ -154,7 +166,7 @@ struct Exchanged {
 
 impl Exchange {
     async fn run(self) -> Result<Exchanged, answer::Refused> {
-        let Self { connection, request: Request { form, authorization, confidence }, phase, clock } = self;
+        let Self { connection, request: Request { grant, form, authorization, confidence }, phase, clock } = self;
         let mut request = connection
             .request(Method::POST)
             .header(header::ACCEPT, "application/json")
@@ -165,7 +177,7 @@ impl Exchange {
         }
         let sent = clock.now();
         let answer = connection.send(request, &phase, || clock.now()).await?;
-        let members = answer::interpret(&answer, &confidence)?;
+        let members = answer::interpret(&answer, grant, &confidence)?;
         Ok(Exchanged { members, sent, answer })
     }
 }

@@ -45,19 +45,23 @@ async fn each_refusal_is_told_by_what_github_means_and_what_to_do() {
     let limits = json!({"repositories": ["a", "b"], "permissions": {"contents": "write"}});
     for (status, said, words) in [
         (401, "A JSON web token could not be decoded", vec!["could not be decoded", "no key of the App 12"]),
-        (401, "'Expiration time' claim ('exp') is too far in the future", vec!["clock of this machine"]),
+        (
+            401,
+            "'Expiration time' claim ('exp') is too far in the future",
+            vec!["clocks of this machine and of GitHub differ"],
+        ),
         (403, "This installation has been suspended", vec!["installation 34 is suspended"]),
-        (403, "Resource not accessible by integration", vec!["look at its permissions"]),
+        (403, "Resource not accessible by integration", vec!["Check its permissions"]),
         (404, "Not Found", vec!["App 12 has no installation 34"]),
         (
             422,
             "There is at least one repository that does not exist or is not accessible to the parent installation.",
-            vec!["one of repositories (a, b)"],
+            vec!["access to one of repositories (a, b)"],
         ),
         (
             422,
             "The permissions requested are not granted to this installation.",
-            vec!["one of permissions (contents: write)"],
+            vec!["One of permissions (contents: write)"],
         ),
     ] {
         let server = Server::start(move |_| answer(status, json!({ "message": said }).to_string())).await;
@@ -92,7 +96,7 @@ async fn a_rate_limit_is_told_as_one_and_its_end_is_waited_for() {
 
 #[tokio::test]
 async fn what_is_no_answer_of_github_is_told_as_such() {
-    for (body, words) in [("<html>", "not with a JSON object"), ("{}", "without a token")] {
+    for (body, words) in [("<html>", "the body is not JSON"), ("[]", "not an object"), ("{}", "without a token")] {
         let server = Server::start(move |_| answer(201, body)).await;
         assert_failed(world().fetch(&app(&server, json!({}))).await, Reason::InvalidResponse, &[words, "apiUrl"]);
     }

@@ -159,7 +159,7 @@ async fn a_key_that_cannot_sign_is_told_by_its_secret_before_anything_is_sent() 
         (("p256", "key"), json!("RS256"), Reason::InvalidSpec, "Secret b/p256, key key: the value is an EC key"),
         (("ed25519", "key"), json!("ES256"), Reason::InvalidSpec, "signs by EdDSA, not by ES256 (assertion.algorithm)"),
         (("bad", "pub"), json!(null), Reason::InvalidSpec, "Secret b/bad, key pub: the value is a public key"),
-        (("bad", "enc"), json!(null), Reason::InvalidSpec, "encrypted by a passphrase"),
+        (("bad", "enc"), json!(null), Reason::InvalidSpec, "encrypted with a passphrase"),
         (("bad", "text"), json!(null), Reason::InvalidSpec, "is not PEM"),
         (("bad", "none"), json!(null), Reason::SourceNotFound, "Secret b/bad has no key none"),
         (("none", "key"), json!(null), Reason::SourceNotFound, "Secret b/none does not exist"),
@@ -173,4 +173,67 @@ async fn a_key_that_cannot_sign_is_told_by_its_secret_before_anything_is_sent() 
         assert_failed(world.fetch(&bare(&server.url(), change)).await, reason, &[words]);
     }
     assert!(server.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_line_break_at_the_end_of_what_is_stored_is_not_sent() {
+    let server = Server::start(token).await;
+    let world = world();
+    let stored = [("id", "me\n"), ("secret", "s3cret \r\n"), ("subject", "subj3ct\n"), ("refresh", "r3fresh\n")];
+    world.objects.secret("echoed", &stored);
+    let key = |key: &str| json!({"name": "echoed", "key": key});
+    let basic = |pair: &str| format!("Basic {}", BASE64_STANDARD.encode(pair));
+    for (change, authorization, sent) in [
+        (json!({"clientSecretRef": key("secret")}), basic("me:s3cret+"), vec![]),
+        (
+            json!({"clientSecretRef": key("secret"), "clientAuth": "Post"}),
+            String::new(),
+            vec![("client_id", "me"), ("client_secret", "s3cret ")],
+        ),
+        (
+            json!({"clientAuth": "None", "grant": "TokenExchange", "subjectToken": {"secretRef": key("subject")}}),
+            String::new(),
+            vec![("client_id", "me"), ("subject_token", "subj3ct")],
+        ),
+        (
+            json!({"clientAuth": "None", "grant": "RefreshToken", "refreshTokenRef": key("refresh")}),
+            String::new(),
+            vec![("client_id", "me"), ("refresh_token", "r3fresh")],
+        ),
+    ] {
+        let mut change = change;
+        change["clientIdRef"] = key("id");
+        let mut cache = bare(&server.url(), change);
+        cache.spec.fetch.oauth2.as_mut().unwrap().client_id = None;
+        assert_token(world.fetch(&cache).await);
+        let seen = server.seen().pop().unwrap();
+        assert_eq!(seen.header(header::AUTHORIZATION), authorization);
+        let form = seen.form();
+        for (name, value) in sent {
+            assert!(form.contains(&(name.to_owned(), value.to_owned())), "{form:?}");
+        }
+    }
+    assert_eq!(world.objects.data("echoed", "refresh"), "r3fresh\n");
+}
+
+#[tokio::test]
+async fn a_client_that_is_refused_is_told_what_of_its_secret_servers_read_differently() {
+    let server = Server::start(|_| answer(401, "")).await;
+    let world = World::new();
+    let stored = [("plain", "plain-1"), ("special", "s3cret+/=~"), ("blank", " s3cret"), ("mark", "\u{feff}s3cret")];
+    world.objects.secret("client", &stored);
+    let encoded = "percent-encoded";
+    for (key, auth, words, not) in [
+        ("plain", "Basic", vec!["clientAuth"], vec![encoded, "blank"]),
+        ("special", "Basic", vec![encoded, "clientAuth: Post"], vec!["blank"]),
+        ("special", "Post", vec!["clientAuth"], vec![encoded]),
+        ("blank", "Post", vec!["Key blank of Secret client begins or ends with a blank"], vec![encoded]),
+        ("mark", "Post", vec!["Key mark of Secret client begins with a byte order mark"], vec![encoded]),
+    ] {
+        let change = json!({"clientAuth": auth, "clientSecretRef": {"name": "client", "key": key}});
+        let failure = assert_failed(world.fetch(&cache(&server.url(), change)).await, Reason::Rejected, &words);
+        for word in not {
+            assert!(!failure.message.contains(word), "{failure}");
+        }
+    }
 }

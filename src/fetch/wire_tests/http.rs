@@ -3,7 +3,7 @@
 use super::*;
 
 /// A TokenCache of this source with these fields, and this result by default.
-fn http(url: &str, change: Value) -> TokenCache {
+pub(super) fn http(url: &str, change: Value) -> TokenCache {
     let mut source = json!({"url": url, "result": {"token": "response.json.access_token"}});
     for (field, value) in change.as_object().unwrap() {
         source[field] = value.clone();
@@ -141,6 +141,10 @@ async fn an_expiry_is_taken_in_each_form_and_else_as_a_response_names_it() {
         (r#"{"t":2524705445}"#, Some("response.json.t"), "2050-01-02T03:04:05Z"),
         (r#"{"t":2524705445000}"#, Some("response.json.t"), "2050-01-02T03:04:05Z"),
         (r#"{"t":2524705445.0}"#, Some("response.json.t"), "2050-01-02T03:04:05Z"),
+        (r#"{"t":2524705445000000}"#, Some("response.json.t"), "2050-01-02T03:04:05Z"),
+        (r#"{"t":2524705445000000000}"#, Some("response.json.t"), "2050-01-02T03:04:05Z"),
+        (r#"{"t":"2050-01-02T03:04:05+0000"}"#, Some("response.json.t"), "2050-01-02T03:04:05Z"),
+        (r#"{"t":"2050-01-02 03:04:05"}"#, Some("response.json.t.replace(' ', 'T') + 'Z'"), "2050-01-02T03:04:05Z"),
         (r#"{"t":"2524705445"}"#, Some("response.json.t"), "2050-01-02T03:04:05Z"),
         (r#"{"t":null,"expires_at":2524705445}"#, Some("response.json.t"), "2050-01-02T03:04:05Z"),
         (r#"{"t":2524705445,"expires_in":60}"#, Some("response.json.t"), "2050-01-02T03:04:05Z"),
@@ -202,22 +206,24 @@ async fn a_response_that_does_not_fit_is_told_by_the_field_and_what_was_there() 
             token("response.json.l.join(response.json.n)"),
             vec!["join does not work", "is a list of 1", "is an int"],
         ),
-        (good, expires("response.json.access_token"), vec!["result.expiresAt: gives a string that is neither a time"]),
+        (good, expires("response.json.access_token"), vec!["result.expiresAt: gives a string that is not a time"]),
         (good, expires("response.json.l"), vec!["result.expiresAt: gives a list, not a time"]),
-        (good, expires("-5"), vec!["result.expiresAt: gives an int that is neither"]),
+        (good, expires("-5"), vec!["result.expiresAt: gives an int that is not a Unix time"]),
         (good, values("response.json.l"), vec!["result.values[v]: gives a list, not a string, number or boolean"]),
         (
             "<html>t0ken</html>",
             token("response.json.a"),
-            vec!["response.json is null", "not JSON (text/html)", "answered 200 OK"],
+            vec![
+                "response.json is null",
+                "the body is not JSON: expected value",
+                "content type: text/html",
+                "answered 200 OK",
+            ],
         ),
-        (
-            "",
-            token("'x' + response.json.a"),
-            vec!["response.json is null, which has no key a: the body is null or not JSON"],
-        ),
+        ("", token("'x' + response.json.a"), vec!["response.json is null, which has no key a: the body is empty"]),
         (r#"["t0ken"]"#, token("response.json.a"), vec!["response.json is a list of 1, which has no key a"]),
         ("{}", token("response.json.a"), vec!["response.json has no key a: it has nothing"]),
+        ("null", token("response.json.a"), vec!["response.json is null, which has no key a: the body is null"]),
     ] {
         let server = giving(200, "text/html", body).await;
         let fetched = World::new().fetch(&http(&server.url(), json!({"result": result.clone()}))).await;
@@ -231,8 +237,8 @@ async fn a_response_that_does_not_fit_is_told_by_the_field_and_what_was_there() 
 async fn a_status_that_is_no_success_is_told_as_for_oauth2_without_the_body() {
     for (status, change, reason, words) in [
         (400, json!({}), Reason::Rejected, vec!["answered 400 Bad Request"]),
-        (401, json!({}), Reason::Rejected, vec!["answered 401 Unauthorized"]),
-        (302, json!({}), Reason::Rejected, vec!["redirects are not followed"]),
+        (401, json!({}), Reason::Rejected, vec!["answered 401 Unauthorized. Check the credentials"]),
+        (302, json!({}), Reason::Rejected, vec!["Redirects are not followed"]),
         (429, json!({}), Reason::RateLimited, vec!["answered 429"]),
         (503, json!({}), Reason::ServerError, vec!["answered 503"]),
         (
@@ -264,7 +270,11 @@ async fn a_response_that_is_too_large_is_refused_by_bytes_and_by_values() {
     }
     let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
     let server = giving(200, "application/json", deep).await;
-    assert_failed(World::new().fetch(&http(&server.url(), json!({}))).await, Reason::InvalidResponse, &["not JSON"]);
+    assert_failed(
+        World::new().fetch(&http(&server.url(), json!({}))).await,
+        Reason::InvalidResponse,
+        &["not JSON: recursion limit"],
+    );
 }
 
 #[tokio::test]
@@ -306,4 +316,22 @@ async fn what_cannot_be_sent_is_told_before_anything_is_sent() {
         assert!(!failure.message.contains('\n'));
     }
     assert!(server.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_line_break_in_a_secret_is_sent_and_hinted_at_when_it_was_refused() {
+    let world = World::new();
+    world.objects.secret("client", &[("secret", "s3cret\n")]);
+    let hint = "Key secret of Secret client ends with a line break";
+    for (change, status, words) in [
+        (json!({"json": "secrets.s", "secrets": {"s": secret()}}), 401, vec![hint, "secrets.s.trim()"]),
+        (json!({"body": {"valueRef": secret()}, "method": "POST"}), 400, vec![hint, "printf %s"]),
+        (json!({"form": [{"name": "a", "valueRef": secret()}]}), 403, vec![hint]),
+        (json!({"form": [{"name": "a", "valueRef": secret()}]}), 302, vec![]),
+        (json!({}), 401, vec![]),
+    ] {
+        let server = giving(status, "text/plain", "t0ken").await;
+        let failure = assert_failed(world.fetch(&http(&server.url(), change)).await, Reason::Rejected, &words);
+        assert_eq!(failure.message.contains(hint), !words.is_empty(), "{failure}");
+    }
 }

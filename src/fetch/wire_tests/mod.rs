@@ -9,6 +9,7 @@ mod github_app;
 mod grants;
 mod http;
 mod rotation;
+mod unasked;
 
 use std::{
     collections::BTreeMap,
