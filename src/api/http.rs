@@ -21,7 +21,7 @@ pub struct Http {
     pub method: Option<Method>,
 
     /// The URL. No user name, password or fragment.
-    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[^@#\s]+$"))]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[^@#\s/?\\]+([/?][^#\s]*)?$"))]
     pub url: String,
 
     /// Headers of the request. Those that the connection needs for itself are refused.

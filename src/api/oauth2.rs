@@ -47,7 +47,7 @@ macro_rules! auth {
 #[serde(rename_all = "camelCase")]
 pub struct OAuth2 {
     /// The token endpoint (RFC 6749 §3.2). No user name, password or fragment.
-    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[^@#\s]+$"))]
+    #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[^@#\s/?\\]+([/?][^#\s]*)?$"))]
     pub token_url: String,
 
     /// The grant. Default ClientCredentials (RFC 6749 §4.4).

@@ -260,6 +260,33 @@ mod tests {
     }
 
     #[test]
+    fn a_url_may_have_an_at_sign_but_no_user_name_or_fragment() {
+        let schema = schema();
+        for pointer in ["oauth2/properties/tokenUrl", "http/properties/url"] {
+            let at = format!("/properties/spec/properties/fetch/properties/{pointer}/pattern");
+            let pattern = schema.pointer(&at).and_then(Value::as_str).expect("a pattern");
+            let pattern = regex::Regex::new(pattern).expect("a regular expression");
+            for (url, allowed) in [
+                ("https://id.example.com/token", true),
+                ("http://[fd00::1]:8080", true),
+                ("https://id.example.com?a=b", true),
+                ("https://id.example.com/users/me@example.com/token?user=a@b.c", true),
+                ("https://ID.example.com.:8443/%40/t%C3%B6ken", true),
+                ("https://id.ex\u{e4}mple/", true),
+                ("https://user@id.example.com/", false),
+                ("https://user:password@id.example.com/token", false),
+                (r"https://id.example.com\@evil.example/", false),
+                ("https://id.example.com/#token", false),
+                ("https://id.example.com/a b", false),
+                ("https:///token", false),
+                ("ftp://id.example.com/", false),
+            ] {
+                assert_eq!(pattern.is_match(url), allowed, "{pointer}: {url}");
+            }
+        }
+    }
+
+    #[test]
     fn every_rule_of_the_crd_compiles_and_is_within_the_cost_that_an_api_server_allows() {
         fn rules(schema: &Value, found: &mut Vec<(String, Value)>) {
             for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
