@@ -281,6 +281,9 @@ impl Answer {
                 None => format!("{message}. Redirects are not followed"),
             };
         }
+        if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED && self.peer.proxy.is_some() {
+            message += ". Check proxy.credentialsRef";
+        }
         self.failure(reason, message)
     }
 

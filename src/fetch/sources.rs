@@ -202,6 +202,16 @@ impl Opened {
         })
     }
 
+    /// The value of a key that is an identifier, a password or a token, without line breaks at its end: `echo` and
+    /// editors add them, and no such value has one (RFC 6749 appendix A, RFC 7617 §2).
+    pub(super) fn credential(&self, key: &str) -> Result<SecretString, Failure> {
+        let text = self.text(key)?;
+        match text.expose_secret().trim_end_matches(['\r', '\n']) {
+            "" => Err(self.unusable(key, "is an empty line")),
+            credential => Ok(credential.into()),
+        }
+    }
+
     /// The value of a key, where text is wanted.
     pub(super) fn text(&self, key: &str) -> Result<SecretString, Failure> {
         let value = self.bytes(key)?.expose_secret();
@@ -229,7 +239,8 @@ mod tests {
 
     fn secret(labels: serde_json::Value) -> SealedSecret {
         let mut secret: SealedSecret = serde_json::from_value(json!({"metadata": {"labels": labels}})).unwrap();
-        let data = [("id", &b"me"[..]), ("empty", b""), ("binary", b"\xff\xfe"), ("newline", b"hunter2\n")];
+        let data =
+            [("id", &b"me"[..]), ("empty", b""), ("binary", b"\xff\xfe"), ("newline", b"hunter2\n"), ("line", b"\r\n")];
         secret.data = data.map(|(key, value)| (key.to_owned(), value.to_vec().into())).into();
         secret
     }
@@ -261,11 +272,14 @@ mod tests {
         let opened = open_secret(secret(json!(null)), "b", "s", false).map_err(|failure| failure.to_string()).unwrap();
         assert_eq!(opened.text("id").unwrap().expose_secret(), "me");
         assert_eq!(opened.text("newline").unwrap().expose_secret(), "hunter2\n");
+        assert_eq!(opened.credential("newline").unwrap().expose_secret(), "hunter2");
+        let failure = opened.credential("line").map(|_| ()).unwrap_err();
+        assert_eq!(failure.message, "Secret b/s, key line: the value is an empty line");
         for (key, reason, wanted) in [
             (
                 "missing",
                 Reason::SourceNotFound,
-                "Secret b/s has no key missing: its keys are binary, empty, id, newline",
+                "Secret b/s has no key missing: its keys are binary, empty, id, line, newline",
             ),
             ("empty", Reason::InvalidSpec, "Secret b/s, key empty: the value is empty"),
             ("binary", Reason::InvalidSpec, "Secret b/s, key binary: the value is not text in UTF-8"),

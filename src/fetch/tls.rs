@@ -66,7 +66,7 @@ impl Settings {
                 None => None,
                 Some(reference) => {
                     let secret = sources.secret(&reference.name).await?;
-                    let text = |key| secret.text(key).map(|text| Zeroizing::new(text.expose_secret().to_owned()));
+                    let text = |key| secret.credential(key).map(|text| Zeroizing::new(text.expose_secret().to_owned()));
                     Some((text("username")?, text("password")?))
                 }
             };

@@ -103,11 +103,10 @@ impl Form {
 }
 
 impl Request {
-    /// Reads a secret that will be sent, see [`as_sent`].
+    /// Reads a secret that will be sent.
     async fn secret(&mut self, attempt: &mut Attempt<'_>, key: &SecretKeyRef) -> Result<SecretString, Failure> {
-        let stored = attempt.sources.text(key).await?;
-        self.confidence.hide(stored.expose_secret());
-        let secret = as_sent(attempt, key, &stored)?;
+        let secret = attempt.sources.secret(&key.name).await?.credential(&key.key)?;
+        self.confidence.hide(secret.expose_secret());
         self.confidence.note_oddity(key, &secret);
         Ok(secret)
     }
@@ -119,26 +118,11 @@ impl Request {
     }
 }
 
-/// What is sent of a stored value: all but line breaks at its end. `echo` and editors add them, and no identifier, secret
-/// or token of OAuth can have one (RFC 6749 appendix A).
-fn as_sent(attempt: &Attempt<'_>, key: &SecretKeyRef, stored: &SecretString) -> Result<SecretString, Failure> {
-    let text = stored.expose_secret().trim_end_matches(['\r', '\n']);
-    if text.is_empty() {
-        let SecretKeyRef { name, key } = key;
-        let message = format!("Secret {}/{name}, key {key}: the value is an empty line", attempt.namespace);
-        return Err(Failure::new(Reason::InvalidSpec, message));
-    }
-    Ok(text.into())
-}
-
 /// The client's identifier.
 async fn client_id(attempt: &mut Attempt<'_>, oauth2: &OAuth2) -> Result<Option<SecretString>, Failure> {
     match (&oauth2.client_id, &oauth2.client_id_ref) {
         (Some(id), _) => Ok(Some(id.as_str().into())),
-        (None, Some(key)) => {
-            let stored = attempt.sources.text(key).await?;
-            as_sent(attempt, key, &stored).map(Some)
-        }
+        (None, Some(key)) => attempt.sources.secret(&key.name).await?.credential(&key.key).map(Some),
         (None, None) => Ok(None),
     }
 }

@@ -357,7 +357,7 @@ async fn a_proxy_resolves_the_name_and_tls_goes_through_it_to_the_server() {
     });
     // The name is unknown here: only the proxy can reach it.
     let cache = cache("https://id.example.com/token", change);
-    world.objects.secret("proxy", &[("username", "user"), ("password", "pass w\u{f6}rd")]);
+    world.objects.secret("proxy", &[("username", "user\n"), ("password", "pass w\u{f6}rd\r\n")]);
     assert_token(fetcher.fetch(&cache).await);
     assert_eq!(*asked.lock().unwrap(), ["CONNECT id.example.com:443 HTTP/1.1"]);
     let seen = server.seen().pop().unwrap();
@@ -370,4 +370,15 @@ async fn a_proxy_resolves_the_name_and_tls_goes_through_it_to_the_server() {
         &["id.example.com:443 through the proxy", &address.to_string(), "see proxy.credentialsRef"],
     );
     assert!(!failure.message.contains("wrong"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_proxy_of_plain_requests_that_wants_a_password_is_told_as_the_proxy() {
+    let proxy = Server::start(|_| answer(407, "")).await;
+    let change = json!({"proxy": {"url": format!("http://{}", proxy.address)}});
+    let fetched = World::new().fetch(&cache("http://id.example.com/token", change)).await;
+    assert_failed(fetched, Reason::Rejected, &["through the proxy", "answered 407", "Check proxy.credentialsRef"]);
+    let fetched = World::new().fetch(&cache(&proxy.url(), json!({}))).await;
+    let failure = assert_failed(fetched, Reason::Rejected, &["answered 407"]);
+    assert!(!failure.message.contains("credentialsRef"), "{failure}");
 }
