@@ -1,6 +1,6 @@
 //! What a consumer gets from the command line, run as a shell would.
 
-use std::{os::unix::fs::symlink, path::Path};
+use std::os::unix::fs::symlink;
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use tokio::process::Command;
 
 use super::client::{failing, lazy};
 use crate::support::{
-    BINARY, CacheView as _, Cluster, Ended, Namespace, Proxy, Scene, SecretView as _, ended, scenario,
+    CacheView as _, Cluster, Ended, Namespace, Proxy, Scene, SecretView as _, binary, ended, scenario,
     server::Behaviour, tokencache,
 };
 
@@ -22,7 +22,7 @@ fn run<'a>(ns: &'a Namespace, arguments: &'a [&'a str]) -> BoxFuture<'a, Ended> 
 /// A shell with the kubeconfig and the binary's folder on its path.
 fn shell<'a>(ns: &'a Namespace, script: &'a str) -> BoxFuture<'a, Ended> {
     Box::pin(async move {
-        let folder = Path::new(BINARY).parent().expect("a folder").to_str().expect("a path");
+        let folder = binary().parent().expect("a folder").to_str().expect("a path");
         let path = std::env::var("PATH").unwrap_or_default();
         let mut bash = Command::new("bash");
         bash.args(["-euc", script]).env("PATH", format!("{folder}:{path}")).env("NS", &ns.name);
@@ -209,7 +209,7 @@ fn kubectl_finds_it_as_a_plugin_and_it_takes_kubectls_flags() {
         scene.ready_cache("a", json!({})).await;
         let root = env!("CARGO_MANIFEST_DIR");
         let plugins = tempfile::tempdir().expect("a folder");
-        symlink(BINARY, plugins.path().join("kubectl-tokencache")).expect("a link");
+        symlink(binary(), plugins.path().join("kubectl-tokencache")).expect("a link");
         let kubectl = |arguments: &str| {
             let script = format!(
                 "tools=$({root}/hack/cluster.sh tools 2>/dev/null); export PATH=\"$tools:{}:$PATH\"; {arguments}",

@@ -1,12 +1,10 @@
 //! The examples for consumers do what they are for.
 
-use std::path::Path;
-
 use serde_json::json;
 use tokio::process::Command;
 
 use super::client::{client, lazy};
-use crate::support::{BINARY, Cluster, Scene, ended, scenario};
+use crate::support::{Cluster, Scene, binary, ended, scenario};
 
 #[allow(dead_code, reason = "the example's main is its own")]
 #[path = "../../examples/service.rs"]
@@ -20,7 +18,7 @@ fn the_script_calls_the_api_and_takes_another_token_where_its_own_is_refused() {
         let url = format!("{}/api/whoami", scene.server.base());
         let call = async || {
             let path = std::env::var("PATH").unwrap_or_default();
-            let folder = Path::new(BINARY).parent().expect("a folder").display();
+            let folder = binary().parent().expect("a folder").display();
             let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/call-api.sh"));
             script.args(["a", &url]).env("PATH", format!("{folder}:{path}")).env("no_proxy", "*");
             script.env("KUBECONFIG", &Cluster::get().await.kubeconfig);

@@ -1,10 +1,10 @@
 //! The real binary as a process, to be started, asked, stopped and killed.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,8 +20,15 @@ use tokio::{
 
 use super::{DEADLINE, Metrics, Namespace, poll, within};
 
-/// The binary.
-pub const BINARY: &str = env!("CARGO_BIN_EXE_tokencache");
+/// The binary: the optimised one of `hack/test-binary.sh` if there is one, else the one that Cargo built beside the test.
+pub fn binary() -> &'static Path {
+    static BINARY: LazyLock<PathBuf> = LazyLock::new(|| match std::env::var_os("TOKENCACHE_TEST_BINARY") {
+        Some(path) => path.into(),
+        None => env!("CARGO_BIN_EXE_tokencache").into(),
+    });
+    &BINARY
+}
+
 const LOOPBACK: [&str; 4] = ["--allow-cidr", "127.0.0.0/8", "--allow-cidr", "::1/128"];
 
 /// What a process has written, line by line, to stdout and stderr.
@@ -254,17 +261,17 @@ pub struct Running(Child);
 impl Running {
     /// Starts it in a namespace. `first` makes it process 1, as in a container.
     pub fn start(kubeconfig: &str, namespace: &str, arguments: &[&str], first: bool) -> Self {
-        let mut binary = command(kubeconfig, "info");
+        let mut process = command(kubeconfig, "info");
         let (name, rest) = arguments.split_first().expect("a command");
         if first {
             let mut unshare = Command::new("unshare");
-            unshare.args(["--pid", "--fork", "--kill-child", BINARY]).env_clear();
-            let variables = binary.as_std().get_envs().filter_map(|(name, value)| Some((name, value?)));
+            unshare.args(["--pid", "--fork", "--kill-child"]).arg(binary()).env_clear();
+            let variables = process.as_std().get_envs().filter_map(|(name, value)| Some((name, value?)));
             unshare.envs(variables).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            binary = unshare;
+            process = unshare;
         }
-        binary.arg(name).args(["--namespace", namespace]).args(rest);
-        Self(binary.kill_on_drop(true).spawn().expect("it is started"))
+        process.arg(name).args(["--namespace", namespace]).args(rest);
+        Self(process.kill_on_drop(true).spawn().expect("it is started"))
     }
 
     /// Sends a signal, to the child where it is process 1 of its own.
@@ -292,7 +299,7 @@ pub async fn ended(mut command: Command) -> Ended {
 
 /// The binary, in an environment that only the test decides.
 pub(super) fn command(kubeconfig: &str, log: &str) -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     for (name, _) in std::env::vars() {
         if name.starts_with("TOKENCACHE_") || name.to_lowercase().ends_with("_proxy") {
             command.env_remove(name);

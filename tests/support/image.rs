@@ -4,16 +4,18 @@ use std::{path::Path, process::Output};
 
 use tokio::process::Command;
 
+use super::binary;
+
 /// Makes an image of the program under test, and loads it into the node of a cluster.
 pub async fn load_program(cluster: &str, name: &str) {
     let folder = tempfile::tempdir().expect("a folder");
-    let binary = folder.path().join("tokencache");
+    let stripped = folder.path().join("tokencache");
     // Without its debugging information, which is most of it.
-    let strip = Command::new("strip").arg("-o").arg(&binary).arg(env!("CARGO_BIN_EXE_tokencache")).output();
+    let strip = Command::new("strip").arg("-o").arg(&stripped).arg(binary()).output();
     if !strip.await.is_ok_and(|output| output.status.success()) {
-        std::fs::copy(env!("CARGO_BIN_EXE_tokencache"), &binary).expect("a copy");
+        std::fs::copy(binary(), &stripped).expect("a copy");
     }
-    load_image(cluster, name, &[("--bin", &binary)]).await;
+    load_image(cluster, name, &[("--bin", &stripped)]).await;
 }
 
 /// Makes an image of these parts by hack/image.sh, and loads it into the node of a cluster.

@@ -21,7 +21,7 @@ use std::{future::Future, sync::LazyLock, time::Duration};
 
 pub use agent::Agent;
 pub use cluster::Cluster;
-pub use controller::{BINARY, Controller, Ended, Launch, Running, ended, faketime, run_to_exit, tokencache};
+pub use controller::{Controller, Ended, Launch, Running, binary, ended, faketime, run_to_exit, tokencache};
 pub use door::Door;
 pub use flaky::{Action, FlakyApi, Trouble, When};
 pub use leaks::assert_no_leak;
