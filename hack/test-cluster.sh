@@ -8,13 +8,22 @@ PATH="$("$HACK/cluster.sh" tools):$PATH"
 PREFIX=test-$$
 FOLDER=$(mktemp -d)
 : >"$FOLDER/left"
+: >"$FOLDER/servers"
 PASSED=0
+
+# end_servers: those whose pids are in that file.
+end_servers() {
+  local pid
+  while read -r pid; do kill "$pid"; done <"$FOLDER/servers"
+  : >"$FOLDER/servers"
+}
 
 cleanup() {
   local code=$?
   "$HACK/cluster.sh" down --name "$PREFIX-a"
   "$HACK/cluster.sh" down --name "$PREFIX-b"
-  [[ ! -s $FOLDER/servers ]] || while read -r pid; do kill "$pid"; done <"$FOLDER/servers"
+  "$HACK/cluster.sh" down --name "$PREFIX-c"
+  end_servers
   ((code == 0)) || cat "$FOLDER/left" >&2
   rm -rf "$FOLDER"
   echo "$PASSED passed, $((code == 0 ? 0 : 1)) failed"
@@ -47,6 +56,48 @@ up() {
   KUBECONFIG=$("$HACK/cluster.sh" up "$@")
   export KUBECONFIG
   passed "up $*: after $(((${EPOCHREALTIME/[.,]/} - begin) / 1000)) ms"
+}
+
+# listen PORT: at all addresses, as another kubelet on this machine does. Fails if the port is taken.
+listen() {
+  python3 -c '
+import socket, sys, time
+one = socket.socket()
+one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+one.bind(("0.0.0.0", int(sys.argv[1])))
+one.listen()
+print("listening", flush=True)
+time.sleep(600)
+' "$1" >"$FOLDER/listener-$1" 2>/dev/null &
+  while [[ ! -s $FOLDER/listener-$1 ]]; do
+    kill -0 "$!" 2>/dev/null || return 1
+    sleep 0.05
+  done
+  echo $! >>"$FOLDER/servers"
+}
+
+# does_not_come_up WORDS CMD…: `up --node` fails, and says why.
+does_not_come_up() {
+  local words=$1 said
+  shift
+  ! said=$("$@" "$HACK/cluster.sh" up --name "$PREFIX-c" --node 2>&1) || failed "it came up, but should not: $words"
+  [[ $said == *"$words"* ]] || failed "it does not say '$words', but: $said"
+  passed "a cluster that does not come up says why: $words"
+}
+
+# assets PART: a folder with all parts of a cluster, of which PART ends at once, with a last word.
+assets() {
+  local part folder="$FOLDER/assets-$1"
+  mkdir "$folder"
+  for part in kube-apiserver kube-controller-manager kube-scheduler kubelet; do
+    ln -s "${XDG_CACHE_HOME:-$HOME/.cache}"/tokencache/kubernetes-*/"$part" "$folder/$part"
+  done
+  ln -s "$(command -v etcd)" "$folder/etcd"
+  rm "$folder/$1"
+  # Its version is asked for before it is started.
+  printf '#!/bin/sh\n[ "$1" != --version ] || exec echo "Kubernetes v1.20.2"\necho "the last word of %s"\nexit 3\n' "$1" >"$folder/$1"
+  chmod +x "$folder/$1"
+  echo "$folder"
 }
 
 # pod NAME SCRIPT [MORE-OF-THE-SPEC]: runs to its end.
@@ -99,6 +150,18 @@ passed "up again gives the same kubeconfig"
 [[ -n "$(kubectl create token default)" ]] || failed "TokenRequest"
 passed "a token of the default service account is issued"
 
+for part in etcd kube-apiserver kubelet; do
+  does_not_come_up "the last word of $part" env "KUBEBUILDER_ASSETS=$(assets "$part")"
+done
+if listen 443; then
+  does_not_come_up 'port 443 of all addresses' env
+  end_servers
+else
+  echo "skipped, since another program has port 443: a cluster that needs it does not come up"
+fi
+
+# Beside another kubelet: this one, or another that has the port.
+listen 10250 || true
 up --name "$PREFIX-b" --node
 [[ "$(kubectl --kubeconfig "$first" get nodes -o name)" == '' && "$(kubectl get nodes -o name)" == node/node ]] ||
   failed "two clusters side by side"
@@ -152,8 +215,7 @@ begin=${EPOCHREALTIME/[.,]/}
 "$HACK/cluster.sh" down --name "$PREFIX-b"
 "$HACK/cluster.sh" down --name "$PREFIX-a"
 passed "down, of both: after $(((${EPOCHREALTIME/[.,]/} - begin) / 1000)) ms"
-while read -r pid; do kill "$pid"; done <"$FOLDER/servers"
-: >"$FOLDER/servers"
+end_servers
 # The kernel takes the pods' networks away in the background.
 nothing_left() { [[ -z "$(left "${node[@]}" | tee "$FOLDER/left")" ]]; }
 eventually 5 "down leaves nothing behind" nothing_left
@@ -167,3 +229,25 @@ passed "run gives its command's exit code"
 TOKENCACHE_TEST_KUBECONFIG=/given "$HACK/cluster.sh" run -- sh -c '[ "$KUBECONFIG" = /given ]' ||
   failed "run uses a given cluster"
 passed "run uses a given cluster"
+
+# What hack/test.sh says of suites: one that passes, one that fails, and one that does not come to its tests.
+suites() (
+  set +e
+  # shellcheck source-path=SCRIPTDIR source=lib/suites.sh
+  source "$HACK/lib/suites.sh"
+  LOGS="$FOLDER/suites"
+  mkdir "$LOGS"
+  suite good echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'
+  suite bad sh -c 'echo "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out"; exit 101'
+  suite lost sh -c 'echo "no cluster: the port is taken"; exit 1'
+  suite silent true
+  tell_not_run
+  summary 5
+  all_suites_passed || echo "code 1"
+)
+said=$(suites)
+for words in '"lost" did not run (exit code 1)' '  no cluster: the port is taken' '"silent" did not run (exit code 0)' \
+  'all tests: 4 passed, 4 failed, 1 ignored, in 5 s' 'each counted as a failure: 2' 'code 1'; do
+  [[ $said == *"$words"* ]] || failed "the summary of suites says '$words': $said"
+done
+passed "a suite that does not run is a failure, with its reason"

@@ -90,30 +90,56 @@ end_processes() {
   done
 }
 
-# wait_for SECONDS WHAT CMD…: until CMD succeeds. Fails early when a component has ended, and shows its log.
+# wait_for SECONDS WHAT CMD…: until CMD succeeds. Fails early when a part has ended. A failure shows logs, and leaves in
+# TROUBLE what went wrong.
 wait_for() {
-  local deadline=$((SECONDS + $1)) what=$2 file
+  local deadline=$((SECONDS + $1)) what=$2 file part
   shift 2
   until "$@"; do
     for file in "$DIR"/*.pid; do
       alive "$file" || {
-        show_log "$(basename "$file" .pid)" "ended while waiting for $what"
+        part=$(part_of "$file")
+        TROUBLE="$part ended while waiting for $what"
+        show_log "$part" ended
         return 1
       }
     done
     ((SECONDS < deadline)) || {
-      log "$what: not within the time it may take"
-      for file in "$DIR"/*.pid; do show_log "$(basename "$file" .pid)" "still runs"; done
+      TROUBLE="$what was not there in time"
+      log "$TROUBLE"
+      for file in "$DIR"/*.pid; do show_log "$(part_of "$file")" "still runs"; done
       return 1
     }
     sleep 0.1
   done
 }
 
+# part_of PIDFILE: whose log tells of that process. That of a node's first process is the node's.
+part_of() {
+  local part
+  part=$(basename "$1" .pid)
+  echo "${part%-init}"
+}
+
 show_log() {
-  [[ -s $DIR/$1.log ]] || return 0
+  [[ -s $DIR/$1.log ]] || {
+    log "$1 $2; its log is empty"
+    return
+  }
   log "$1 $2; the end of its log:"
-  tail -n 15 "$DIR/$1.log" | cut -c -300 | sed 's/^/  /' >&2
+  tail -n 20 "$DIR/$1.log" | cut -c -300 | sed 's/^/  /' >&2
+}
+
+# port_is_free ADDRESS PORT: nothing listens there, nor at that port of all addresses.
+port_is_free() {
+  python3 -c '
+import socket, sys
+with socket.socket() as one:
+    # As servers do, so that connections of an earlier one are no hindrance.
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.bind((sys.argv[1], int(sys.argv[2])))
+    one.listen()
+' "$1" "$2" 2>/dev/null
 }
 
 # free_ports N ADDRESS: N different ports that nothing listens on just now. Not of those that outgoing connections are

@@ -103,6 +103,8 @@ CONFIG
 # start_control_plane ADDRESS [PORT]: the API server listens there; a port of its own choice, if none is given.
 start_control_plane() {
   local attempt ports
+  [[ -z ${2-} ]] || port_is_free "$1" "$2" ||
+    die "the API server needs port $2 of $1, but another program on this machine listens on port $2 of all addresses"
   for attempt in 1 2 3; do
     read -ra ports <<<"$(free_ports 3 127.0.0.1)"
     [[ -z ${2-} ]] || ports[2]=$2
@@ -113,7 +115,7 @@ start_control_plane() {
     if wait_for 120 "the API server" ready; then
       # Not before: it gives up when the API server takes more than 10 s, and alone it takes a third of one.
       start_controller_manager
-      wait_for 60 "the default service account" default_service_account
+      wait_for 60 "the default service account" default_service_account || break
       return
     fi
     # Between the question for a free port and its use, somebody else may have taken it.
@@ -122,7 +124,7 @@ start_control_plane() {
     end_processes "$DIR/etcd.pid" "$DIR/kube-apiserver.pid"
     rm -rf "$DIR/etcd"
   done
-  die "the control plane did not start"
+  die "the control plane did not start: $TROUBLE"
 }
 
 start_etcd() {

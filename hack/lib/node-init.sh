@@ -41,9 +41,10 @@ demand kernel/keys/root_maxkeys 1000000
 demand kernel/keys/root_maxbytes 25000000
 
 containerd --config "$DIR/node/containerd.toml" >"$DIR/containerd.log" 2>&1 &
+containerd=$!
 
 # kubelet gives up when containerd is not there.
-until [[ -S $DIR/node/containerd.sock ]]; do sleep 0.05; done
+until [[ -S $DIR/node/containerd.sock ]] || ! kill -0 "$containerd" 2>/dev/null; do sleep 0.05; done
 
 flags=()
 version=$("$KUBELET" --version)
@@ -52,11 +53,13 @@ version=${version##*v1.}
 "$KUBELET" --config="$DIR/node/kubelet.yaml" --kubeconfig="$DIR/node/kubeconfig" --hostname-override="$NODE" \
   --node-ip="$(<"$DIR/host-ip")" --container-runtime-endpoint="unix://$DIR/node/containerd.sock" "${flags[@]}" \
   >"$DIR/kubelet.log" 2>&1 &
+kubelet=$!
 
 # Without either the node is none.
-wait -n || true
-for part in containerd kubelet; do
-  echo "== the end of $part.log"
-  tail -n 7 "$DIR/$part.log"
-done
+code=0
+wait -n -p ended "$containerd" "$kubelet" || code=$?
+part=kubelet
+[[ $ended != "$containerd" ]] || part=containerd
+echo "$part ended with exit code $code; the end of $part.log:"
+tail -n 15 "$DIR/$part.log"
 exit 1

@@ -23,10 +23,10 @@ start_with_node() {
     "$DIR" "$NODE" "$(binary kubelet)" "$KUBE_BIN"
   start_control_plane "$SERVICE_ADDRESS" 443
   start_scheduler
-  wait_for 60 containerd containerd_ready
+  wait_for 60 containerd containerd_ready || die "the node did not start: $TROUBLE"
   import_image "$DIR/node/busybox.tar"
   import_image "$DIR/node/pause.tar"
-  wait_for 90 "the node" node_ready
+  wait_for 90 "the node" node_ready || die "the node did not start: $TROUBLE"
 }
 
 # A bridge's name is its claim: of two clusters that want the same, the kernel gives it to one.
@@ -93,13 +93,18 @@ version = 2
     bin_dir = "/usr/lib/cni"
     conf_dir = "$DIR/node/cni"
 TOML
+  # From 1.31 on kubelet refuses control groups of version 1, if it is not told to bear with them.
+  local cgroup_v1=''
+  older_than 31 "$(binary kubelet)" || cgroup_v1='failCgroupV1: false'
   # protectKernelDefaults: kubelet else writes kernel settings of the whole machine (see node-init.sh).
   # The eviction thresholds and the image collector are off: a full disk is the machine's matter, not the test's.
   cat >"$DIR/node/kubelet.yaml" <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 address: $GATEWAY
+port: $(free_ports 1 "$GATEWAY")
 healthzPort: 0
+$cgroup_v1
 tlsCertFile: $DIR/pki/kubelet.crt
 tlsPrivateKeyFile: $DIR/pki/kubelet.key
 authentication:

@@ -5,7 +5,7 @@
 FAILED=()
 declare -A NOT_RUN=()
 
-# suite NAME CMD…: runs a suite.
+# suite NAME CMD…: runs a suite. Needs `set -o pipefail`.
 suite() {
   local name=$1 code=0
   shift
