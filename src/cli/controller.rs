@@ -33,8 +33,8 @@ pub(super) struct Flags {
     /// Runs at once; a quarter of them may go to one destination
     #[arg(long, env = "TOKENCACHE_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
-    /// Where /livez, /readyz and /metrics are served
-    #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    /// Where /livez, /readyz and /metrics are served; [::] stands for all addresses of IPv4 and IPv6
+    #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", default_value = "[::]:8080", value_name = "ADDRESS")]
     admin_address: SocketAddr,
     /// Where traces of the runs go: base URL of an OTLP collector over HTTP, such as http://collector:4318. Default: nowhere
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true, value_name = "URL")]

@@ -1,20 +1,25 @@
 //! What is counted. No label is unbounded: none names a host or a message, and objects are named only by gauges that
 //! go with them.
 
+mod format;
 mod gauges;
 
 use std::time::Duration;
 
 use kube::client::Body;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{
+        EncodeLabelSet,
+        text::{encode, encode_registry},
+    },
     metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
 
+pub use format::Format;
 pub use gauges::Standing;
 
-use self::gauges::Gauges;
+use self::{format::PrometheusWriter, gauges::Gauges};
 use crate::{notes::Key, reason::Reason};
 
 /// The metrics of a process. Cloning shares them.
@@ -114,13 +119,22 @@ impl Metrics {
         self.gauges.add_value(name, help, Box::new(value));
     }
 
-    /// All metrics in the OpenMetrics text format.
+    /// All metrics in a text format.
     #[must_use]
-    pub fn text(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String does not fail.
-        let _ = encode(&mut text, &self.registry);
-        text
+    pub fn text(&self, format: Format) -> String {
+        // Writing to memory does not fail.
+        match format {
+            Format::OpenMetrics => {
+                let mut text = String::new();
+                let _ = encode(&mut text, &self.registry);
+                text
+            }
+            Format::Prometheus => {
+                let mut writer = PrometheusWriter::default();
+                let _ = encode_registry(&mut writer, &self.registry);
+                writer.into_text()
+            }
+        }
     }
 }
 
@@ -154,12 +168,13 @@ mod tests {
     fn a_token_cache_is_told_of_while_it_is_there_and_no_longer() {
         let metrics = Metrics::default();
         let known = std::sync::Arc::new(std::sync::Mutex::new(vec![]));
-        let told = known.clone();
+        let shared = known.clone();
         metrics.tell_of(move || {
-            told.lock().unwrap().iter().map(|cache| (("ns".into(), "a".into()), Standing::of(cache))).collect()
+            shared.lock().unwrap().iter().map(|cache| (("ns".into(), "a".into()), Standing::of(cache))).collect()
         });
         metrics.measure("queue_depth", "Runs that wait", || 3);
-        assert!(!metrics.text().contains("namespace="), "{}", metrics.text());
+        let text = || metrics.text(Format::Prometheus);
+        assert!(!text().contains("namespace="), "{}", text());
 
         let status = serde_json::json!({
             "runs": 1, "failures": 2, "expiresAt": "2026-01-02T03:04:05Z", "refreshAt": "2026-01-02T03:00:00Z",
@@ -169,7 +184,7 @@ mod tests {
             }],
         });
         known.lock().unwrap().push(samples::cache(serde_json::json!({}), status));
-        let text = metrics.text();
+        let told = text();
         let object = r#"{namespace="ns",name="a"}"#;
         for line in [
             format!("tokencache_ready{object} 1"),
@@ -180,10 +195,10 @@ mod tests {
             "tokencache_queue_depth 3".to_owned(),
             format!("tokencache_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
         ] {
-            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+            assert!(told.lines().any(|found| found == line), "{line} is not in\n{told}");
         }
         known.lock().unwrap().clear();
-        assert!(!metrics.text().contains("namespace="), "{}", metrics.text());
+        assert!(!text().contains("namespace="), "{}", text());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::{
 };
 use url::Url;
 
-use crate::support::{Scene, poll, scenario, server::Behaviour, within};
+use crate::support::{Controller, Scene, poll, scenario, server::Behaviour, within};
 
 /// A Prometheus with the chart's alerts. Dropping it kills it.
 struct Prometheus {
@@ -98,6 +98,46 @@ fn dashboard_queries() -> Vec<String> {
         .map(|target| target["expr"].as_str().expect("a query").replace("$__rate_interval", "10s"))
         .map(|query| query.replace("$namespace", ".*"))
         .collect()
+}
+
+/// What `/metrics` answers to an `Accept` header: its content type and its text.
+async fn scrape(controller: &Controller, accept: Option<&str>) -> (String, String) {
+    let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
+    let mut request = http.get(format!("http://{}/metrics", controller.admin()));
+    if let Some(accept) = accept {
+        request = request.header("Accept", accept);
+    }
+    let response = request.send().await.expect("an answer");
+    let content_type = response.headers()["content-type"].to_str().expect("text").to_owned();
+    (content_type, response.text().await.expect("text"))
+}
+
+#[test]
+fn whoever_does_not_ask_for_open_metrics_gets_the_text_format_and_prometheus_can_read_it() {
+    if std::process::Command::new("promtool").arg("--version").output().is_err() {
+        println!("skipped, since there is no promtool: hack/prometheus.sh");
+        return;
+    }
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.ready_cache("good", json!({})).await;
+        let (_, open_metrics) = scrape(&scene.controller, Some("application/openmetrics-text;version=1.0.0")).await;
+        assert!(open_metrics.ends_with("# EOF\n"), "{open_metrics}");
+        for accept in [None, Some("*/*"), Some("text/plain;version=0.0.4"), Some("application/json")] {
+            let (content_type, text) = scrape(&scene.controller, accept).await;
+            assert_eq!(content_type, "text/plain; version=0.0.4; charset=utf-8", "{accept:?}");
+            let file = tempfile::NamedTempFile::new().expect("a file");
+            std::fs::write(file.path(), &text).expect("the metrics are written");
+            let mut promtool = Command::new("promtool");
+            promtool.args(["check", "metrics"]).stdin(file.reopen().expect("the file"));
+            let checked = within("promtool ends", promtool.output()).await.expect("promtool");
+            let said = String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned();
+            // 3: it has read them, and would have named some of them otherwise.
+            assert!(matches!(checked.status.code(), Some(0 | 3)), "{accept:?}: {said}\n{text}");
+            assert!(!said.contains("error"), "{accept:?}: {said}");
+            assert!(text.contains("\n# TYPE tokencache_fetches_total counter\n"), "{text}");
+        }
+    });
 }
 
 #[test]
