@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use kube::{
     CustomResourceExt as _,
@@ -37,19 +37,24 @@ pub fn crd() -> CustomResourceDefinition {
     crd.metadata.labels = Some([("app.kubernetes.io/name".to_owned(), "tokencache".to_owned())].into());
     for version in &mut crd.spec.versions {
         if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
-            forbid_null(schema);
+            adapt(schema);
         }
     }
     crd
 }
 
-/// An optional field is left out, not null: the API server then drops a null, and `has()` in the rules means what it
-/// says.
-fn forbid_null(schema: &mut JSONSchemaProps) {
+/// Adapts a derived schema to Kubernetes. An optional field is left out, not null: the API server then drops a null, and
+/// `has()` in the rules means what it says. Formats of unsigned integers go: Kubernetes has none, and kubectl warns of
+/// them.
+fn adapt(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
-    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(forbid_null);
+    schema.format.take_if(|format| format.starts_with("uint"));
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(adapt);
     if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
-        forbid_null(items);
+        adapt(items);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        adapt(values);
     }
 }
 

@@ -240,4 +240,15 @@ mod tests {
         assert_eq!(file, crd_yaml()?, "run: cargo run -- crd > crds/tokencache.yaml");
         Ok(())
     }
+
+    #[test]
+    fn the_crd_has_only_formats_that_kubernetes_knows() -> anyhow::Result<()> {
+        let crd = crd_yaml()?;
+        let formats: Vec<_> = crd.lines().filter_map(|line| line.trim().strip_prefix("format: ")).collect();
+        assert!(!formats.is_empty());
+        for format in formats {
+            assert!(["int32", "int64", "date-time"].contains(&format), "{format}");
+        }
+        Ok(())
+    }
 }
