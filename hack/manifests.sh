@@ -26,7 +26,7 @@ render() {
   for template in "$@"; do shown+=(--show-only "templates/$template.yaml"); done
   printf '# Generated from charts/tokencache by: make manifests\n%s\n' "$header"
   "$TOOLS/helm" template tokencache "$HACK/../charts/tokencache" --namespace tokencache-system "${shown[@]}" 2>/dev/null |
-    sed -e '/^# Source: /d' -e '/managed-by: Helm/d' -e '/helm\.sh\/chart: /d'
+    sed -e '/^# Source: /d' -e '/managed-by: "Helm"/d' -e '/helm\.sh\/chart: /d'
 }
 
 main() {

@@ -32,6 +32,8 @@ fn everything() -> Value {
         },
         "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
         "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "extraVolumes": [{"name": "authorities", "configMap": {"name": "company-authorities"}}],
+        "extraVolumeMounts": [{"name": "authorities", "mountPath": "/etc/company-authorities", "readOnly": true}],
         "podAnnotations": {"example.com/a": "b"}, "podLabels": {"team": "x"},
         "nodeSelector": {"kubernetes.io/os": "linux"},
         "tolerations": [{"key": "k", "operator": "Exists"}],
@@ -43,12 +45,15 @@ fn everything() -> Value {
 
 /// What helm template makes of these values.
 fn try_render(values: &Value) -> Result<Vec<Value>, String> {
+    try_render_release("rel", "ops", values)
+}
+
+/// The same for a release of that name in that namespace.
+fn try_render_release(release: &str, namespace: &str, values: &Value) -> Result<Vec<Value>, String> {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), values.to_string()).expect("values are written");
-    let output = run(
-        "helm",
-        &["template", "rel", &chart(), "--namespace", "ops", "--values", file.path().to_str().expect("a path")],
-    );
+    let file = file.path().to_str().expect("a path");
+    let output = run("helm", &["template", release, &chart(), "--namespace", namespace, "--values", file]);
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
@@ -93,6 +98,7 @@ fn every_option_is_seen_in_what_is_rendered() {
         ("affinity", everything()["affinity"].clone()),
         ("topologySpreadConstraints", everything()["topologySpreadConstraints"].clone()),
         ("priorityClassName", json!("system-cluster-critical")),
+        ("volumes", everything()["extraVolumes"].clone()),
     ] {
         assert_eq!(pod["spec"][field], value, "{field}");
     }
@@ -100,6 +106,7 @@ fn every_option_is_seen_in_what_is_rendered() {
     let image = "registry.example.com/tokencache:1.2.3";
     assert_eq!((&container["image"], &container["imagePullPolicy"]), (&json!(image), &json!("Always")));
     assert_eq!(container["resources"], everything()["resources"]);
+    assert_eq!(container["volumeMounts"], everything()["extraVolumeMounts"]);
     let wanted = [
         "controller",
         "--concurrency=7",
@@ -142,6 +149,67 @@ fn every_option_is_seen_in_what_is_rendered() {
     assert_eq!(service["metadata"]["annotations"]["prometheus.io/scrape"], "true");
     let definition = find(&objects, "CustomResourceDefinition", "tokencaches.tokencache.dev");
     assert_eq!(definition["metadata"]["annotations"], json!({"example.com/x": "y"}));
+}
+
+/// Every label, annotation, name and namespace anywhere in it, and every variable of a container.
+fn strings<'a>(object: &'a Value, found: &mut Vec<&'a Value>) {
+    const MAPS: [&str; 5] = ["labels", "annotations", "matchLabels", "selector", "nodeSelector"];
+    const FIELDS: [&str; 7] =
+        ["name", "namespace", "value", "image", "serviceAccountName", "priorityClassName", "interval"];
+    match object {
+        Value::Array(items) => items.iter().for_each(|item| strings(item, found)),
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::Object(entries) if MAPS.contains(&name.as_str()) => {
+                        found.extend(entries.values().filter(|entry| !entry.is_object()));
+                    }
+                    value if FIELDS.contains(&name.as_str()) => found.push(value),
+                    _ => {}
+                }
+                strings(value, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn names_that_look_like_numbers_or_booleans_stay_strings() {
+    for name in ["1234", "1e3", "0x10", "0o17", "true", "null", "20241130"] {
+        let mut named = everything();
+        for field in ["nameOverride", "fullnameOverride", "priorityClassName"] {
+            named[field] = json!(name);
+        }
+        named["watchNamespaces"] = json!([name]);
+        named["serviceAccount"]["name"] = json!(name);
+        for values in [named, json!({})] {
+            let objects = try_render_release(name, name, &values).unwrap_or_else(|error| panic!("{name}: {error}"));
+            for object in objects.iter().filter(|object| object["kind"] != "CustomResourceDefinition") {
+                let mut found = Vec::new();
+                strings(object, &mut found);
+                assert!(found.len() > 5 && found.iter().all(|value| value.is_string()), "{name}: {object}");
+            }
+            let deployment = objects.iter().find(|object| object["kind"] == "Deployment").expect("a Deployment");
+            assert_eq!(deployment["metadata"]["namespace"], name);
+            assert_eq!(deployment["spec"]["selector"]["matchLabels"]["app.kubernetes.io/instance"], name);
+        }
+    }
+}
+
+#[test]
+fn the_service_gets_a_valid_name_for_every_name_of_a_release() {
+    let longest = "a".repeat(53);
+    for (release, service) in [
+        ("rel", "rel-tokencache-metrics"),
+        ("1234", "tokencache-1234-tokencache-metrics"),
+        ("my.tokencache", "my-tokencache-metrics"),
+        (&longest, &format!("{longest}-t-metrics")),
+    ] {
+        let objects = try_render_release(release, "ops", &json!({})).unwrap_or_else(|error| panic!("{error}"));
+        find(&objects, "Service", service);
+        assert!(service.len() <= 63, "{service}");
+    }
 }
 
 #[test]
@@ -212,6 +280,9 @@ fn a_wrong_value_is_refused_with_its_name() {
         (json!({"log": {"format": "xml"}}), "format"),
         (json!({"crds": {"keep": "yes"}}), "keep"),
         (json!({"extraEnv": {"A": "b"}}), "extraEnv"),
+        (json!({"extraEnv": [{"name": "A", "value": 1}]}), "extraEnv"),
+        (json!({"extraVolumes": [{"emptyDir": {}}]}), "extraVolumes"),
+        (json!({"extraVolumeMounts": [{"name": "a"}]}), "extraVolumeMounts"),
         (json!({"metrics": {"servicemonitor": {"enabled": true}}}), "servicemonitor"),
         (json!({"metrics": {"service": {"enabled": false}, "serviceMonitor": {"enabled": true}}}), "metrics.service"),
         (json!({"podDisruptionBudget": {"maxUnavailable": 0}}), "maxUnavailable"),

@@ -11,16 +11,25 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* A Service's name has at most 63 characters, no dot, and starts with a letter. */}}
+{{- define "tokencache.metricsServiceName" -}}
+{{- $name := include "tokencache.fullname" . | replace "." "-" -}}
+{{- if regexMatch "^[0-9]" $name -}}
+{{- $name = printf "tokencache-%s" $name -}}
+{{- end -}}
+{{- printf "%s-metrics" ($name | trunc 55 | trimSuffix "-") -}}
+{{- end -}}
+
 {{- define "tokencache.selectorLabels" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "tokencache.labels" -}}
 {{ include "tokencache.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- end -}}
 
 {{- define "tokencache.serviceAccountName" -}}
