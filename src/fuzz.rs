@@ -16,6 +16,9 @@ use proptest::{
 };
 use serde_json::{Value, json};
 
+#[path = "../tests/support/memory.rs"]
+mod memory;
+
 /// More than all of these together ever take: bytes.
 const MEMORY: u64 = 2 << 30;
 
@@ -33,15 +36,8 @@ where
             panic!("input {cases}: {input:?}");
         }
     }
-    let memory = peak_memory();
+    let memory = memory::memory("self", "VmHWM") << 10;
     assert!(memory < MEMORY, "{memory} bytes after {cases} inputs");
-}
-
-/// Most memory that this process has had at a time, in bytes.
-fn peak_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kib| kib << 10)
 }
 
 /// Text as strangers write it: numbers, times and words that mean something somewhere, and anything else.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::{Controller, Metrics, poll};
+use crate::support::{Controller, Metrics, memory, poll};
 
 /// Ticks of a second in `/proc/PID/stat`, the same on all of Linux's common platforms.
 const TICKS: f64 = 100.0;
@@ -21,18 +21,12 @@ pub fn cpu(pid: u32) -> f64 {
 
 /// Resident memory of a process, in MiB.
 pub fn memory(controller: &Controller) -> f64 {
-    status(controller, "VmRSS:")
+    memory::memory(&controller.pid().to_string(), "VmRSS") as f64 / 1024.0
 }
 
 /// The most resident memory that it ever had, in MiB.
 pub fn peak_memory(controller: &Controller) -> f64 {
-    status(controller, "VmHWM:")
-}
-
-fn status(controller: &Controller, field: &str) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{}/status", controller.pid())).expect("a process");
-    let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
-    line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).expect("KiB") / 1024.0
+    memory::memory(&controller.pid().to_string(), "VmHWM") as f64 / 1024.0
 }
 
 /// Waits until a controller that was started at `begun` is ready: how long it took.

@@ -10,7 +10,7 @@ use super::{population::name, story::setting};
 use crate::support::{
     Controller, Launch, Namespace, Scene,
     manifests::token_cache,
-    scenario,
+    memory, scenario,
     server::{Behaviour, Options, TokenServer},
 };
 
@@ -102,9 +102,7 @@ async fn measure(controller: &Controller, server: &TokenServer, start: Instant, 
 }
 
 fn look(pid: u32, at: Duration, requests: usize) -> Sample {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-    let kibibytes: f64 = resident.trim().trim_end_matches(" kB").parse().expect("a number");
+    let kibibytes = memory::memory(&pid.to_string(), "VmRSS") as f64;
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its files").count();
     Sample { at, memory: kibibytes / 1024.0, files: files as f64, requests }
 }

@@ -11,7 +11,7 @@ use tokio::process::Child;
 
 use super::{
     Namespace,
-    controller::{Log, command, field},
+    controller::{Log, command, field, set_clock},
     poll, within,
 };
 
@@ -39,9 +39,17 @@ pub struct Answer {
 impl Agent {
     /// Starts an agent as whoever the kubeconfig says. It logs all that it can.
     pub fn start(kubeconfig: &str, namespace: &Namespace, arguments: &[&str]) -> Self {
+        Self::start_at(None, kubeconfig, namespace, arguments)
+    }
+
+    /// The same with a clock that is off, as faketime is told: `+10m`.
+    pub fn start_at(clock: Option<&str>, kubeconfig: &str, namespace: &Namespace, arguments: &[&str]) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let mut command = command(kubeconfig, "trace");
         command.args(["agent", "--namespace", &namespace.name, "--log-format", "json"]).args(arguments);
+        if let Some(clock) = clock {
+            set_clock(&mut command, clock);
+        }
         let mut child = command.kill_on_drop(true).spawn().expect("the agent is started");
         let log = Log::default();
         log.follow(child.stdout.take().expect("its stdout"));

@@ -84,6 +84,14 @@ pub fn faketime() -> Option<PathBuf> {
     folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1")).find(|library| library.exists())
 }
 
+/// Lets a program see another time, as faketime is told it: `+10m`.
+pub(super) fn set_clock(command: &mut Command, offset: &str) {
+    let library = faketime().expect("faketime, which hack/faketime.sh installs");
+    // What passes is left as it is: it is told by the monotonic clock.
+    command.env("LD_PRELOAD", library).env("FAKETIME", offset);
+    command.env("DONT_FAKE_MONOTONIC", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+}
+
 /// A running controller. Dropping it kills it.
 pub struct Controller {
     /// Its `--identity`.
@@ -140,10 +148,7 @@ impl Controller {
         command.args(["--log-format", "json", "--identity", &identity]);
         command.args(launch.loopback.then_some(LOOPBACK).into_iter().flatten()).args(launch.arguments);
         if let Some(offset) = launch.clock {
-            let library = faketime().expect("faketime, which hack/faketime.sh installs");
-            // What passes is left as it is: it is told by the monotonic clock.
-            command.env("LD_PRELOAD", library).env("FAKETIME", offset);
-            command.env("DONT_FAKE_MONOTONIC", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+            set_clock(&mut command, offset);
         }
         let mut child = command.kill_on_drop(true).spawn().expect("the controller is started");
         let log = Log::default();
@@ -249,10 +254,22 @@ pub struct Ended {
 
 /// Runs the binary as whoever the kubeconfig says, in a namespace.
 pub async fn tokencache(kubeconfig: &str, namespace: &str, arguments: &[&str]) -> Ended {
+    ended(tokencache_command(kubeconfig, namespace, arguments)).await
+}
+
+/// The same with a clock that is off, as faketime is told: `+10m`.
+pub async fn tokencache_at(clock: &str, kubeconfig: &str, namespace: &str, arguments: &[&str]) -> Ended {
+    let mut command = tokencache_command(kubeconfig, namespace, arguments);
+    set_clock(&mut command, clock);
+    ended(command).await
+}
+
+/// The same, to be changed before it is run.
+pub fn tokencache_command(kubeconfig: &str, namespace: &str, arguments: &[&str]) -> Command {
     let (name, rest) = arguments.split_first().expect("a command");
     let mut command = command(kubeconfig, "info");
     command.arg(name).args(["--namespace", namespace]).args(rest);
-    ended(command).await
+    command
 }
 
 /// A command of the binary that is in progress, to be ended by signals. Dropping it kills it.

@@ -9,6 +9,7 @@ pub mod github;
 pub mod image;
 mod leaks;
 pub mod manifests;
+pub mod memory;
 mod metrics;
 pub mod namespace;
 mod network;
@@ -21,7 +22,10 @@ use std::{future::Future, sync::LazyLock, time::Duration};
 
 pub use agent::Agent;
 pub use cluster::Cluster;
-pub use controller::{Controller, Ended, Launch, Running, binary, ended, faketime, run_to_exit, tokencache};
+pub use controller::{
+    Controller, Ended, Launch, Running, binary, ended, faketime, run_to_exit, tokencache, tokencache_at,
+    tokencache_command,
+};
 pub use door::Door;
 pub use flaky::{Action, FlakyApi, Trouble, When};
 pub use leaks::assert_no_leak;
