@@ -32,8 +32,9 @@ pub(super) fn failure(error: &reqwest::Error, peer: &Peer) -> Failure {
         return Failure::new(Reason::TlsFailed, format!("TLS with {peer}: {}", tls_words(tls)));
     }
     let words = io_words(error);
+    let hint = proxy_hint(peer, |name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
     if error.is_timeout() {
-        return Failure::new(Reason::Timeout, format!("no connection to {peer} in time"));
+        return Failure::new(Reason::Timeout, format!("no connection to {peer} in time{hint}"));
     }
     // The type of this error is hyper's own secret. A test sees to it that the words are still these.
     if peer.proxy.is_some() && words.contains("proxy authorization required") {
@@ -48,7 +49,14 @@ pub(super) fn failure(error: &reqwest::Error, peer: &Peer) -> Failure {
         () if error.is_connect() => "no connection",
         () => "the connection broke before the answer was complete",
     };
-    Failure::new(Reason::Unreachable, format!("{peer}: {what}: {words}"))
+    Failure::new(Reason::Unreachable, format!("{peer}: {what}: {words}{hint}"))
+}
+
+/// What to add where a person expects that a proxy of the environment is used, as it is for the API server.
+fn proxy_hint(peer: &Peer, is_set: impl Fn(&str) -> bool) -> String {
+    const VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+    let variable = VARIABLES.into_iter().find(|name| peer.proxy.is_none() && is_set(name));
+    variable.map_or_else(String::new, |name| format!("; {name} is not used for fetches: to use a proxy, set proxy.url"))
 }
 
 /// An answer that came, but breaks the rules of HTTP. Neither the network nor the connection is at fault.
@@ -129,5 +137,24 @@ fn tls_words(error: &rustls::Error) -> String {
         rustls::Error::InvalidMessage(_) => "the server does not speak TLS at this port".to_owned(),
         rustls::Error::PeerIncompatible(_) => "no common version or cipher: TLS 1.2 or 1.3 is needed".to_owned(),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxy_url_is_named_where_a_proxy_of_the_environment_is_not_used() {
+        let peer = |proxy: Option<&str>| Peer { target: "a:443".into(), proxy: proxy.map(str::to_owned) };
+        for (proxy, set, expected) in [
+            (None, None, ""),
+            (None, Some("HTTPS_PROXY"), "; HTTPS_PROXY is not used for fetches: to use a proxy, set proxy.url"),
+            (None, Some("all_proxy"), "; all_proxy is not used for fetches: to use a proxy, set proxy.url"),
+            (None, Some("NO_PROXY"), ""),
+            (Some("b:3128"), Some("HTTPS_PROXY"), ""),
+        ] {
+            assert_eq!(proxy_hint(&peer(proxy), |name| Some(name) == set), expected, "{proxy:?} {set:?}");
+        }
     }
 }
