@@ -10,7 +10,7 @@ mod model;
 mod tests;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, hash_map::Entry},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -142,7 +142,8 @@ struct Inner {
     attempts: AtomicU64,
     duration: Duration,
     sightings: Mutex<HashMap<Owner, Sighting>>,
-    active: Mutex<HashSet<Owner>>,
+    /// Those of which this process has an attempt, and whether the object is gone meanwhile.
+    active: Mutex<HashMap<Owner, bool>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -172,14 +173,19 @@ struct Active {
 
 impl Active {
     fn begin(locks: &Locks, owner: &Owner) -> Option<Self> {
-        let begun = locks.0.active.lock().unwrap_or_else(PoisonError::into_inner).insert(owner.clone());
-        begun.then(|| Self { locks: locks.clone(), owner: owner.clone() })
+        let mut active = locks.active();
+        let Entry::Vacant(entry) = active.entry(owner.clone()) else { return None };
+        entry.insert(false);
+        Some(Self { locks: locks.clone(), owner: owner.clone() })
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.locks.0.active.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.owner);
+        if self.locks.active().remove(&self.owner) == Some(true) {
+            // Its end was remembered as that of any other.
+            self.locks.sightings().remove(&self.owner);
+        }
     }
 }
 
@@ -203,7 +209,12 @@ impl Locks {
 
     /// Drops what is remembered of an object that is gone.
     pub fn forget(&self, owner: &Owner) {
+        self.active().entry(owner.clone()).and_modify(|gone| *gone = true);
         self.sightings().remove(owner);
+    }
+
+    fn active(&self) -> std::sync::MutexGuard<'_, HashMap<Owner, bool>> {
+        self.0.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sightings(&self) -> std::sync::MutexGuard<'_, HashMap<Owner, Sighting>> {

@@ -40,6 +40,22 @@ fn locks(away: Arc<AtomicBool>) -> Locks {
     Locks::new(Client::new(service, "b"), Clock::system(), "me".into(), DURATION)
 }
 
+impl Locks {
+    /// Whether anything is remembered of this Lease.
+    pub(crate) fn remembers(&self, owner: &Owner) -> bool {
+        self.sightings().contains_key(owner)
+    }
+
+    /// As after a release.
+    pub(crate) fn remember_free(&self, owner: &Owner) {
+        let (duration, resource_version) = (self.0.duration, "1".to_owned());
+        let owner_uid = Some(owner.uid.clone());
+        let seen = Seen { resource_version, owner: owner_uid, same_name: true, holder: None, duration, transitions: 0 };
+        let sighting = Sighting { seen, since: Instant::now(), released: true };
+        self.sightings().insert(owner.clone(), sighting);
+    }
+}
+
 fn owner() -> Owner {
     Owner { namespace: "b".into(), name: "a".into(), uid: "uid".into() }
 }
@@ -62,4 +78,21 @@ async fn only_time_in_which_a_lease_could_be_read_counts() {
     away.store(false, SeqCst);
     let back = Instant::now();
     assert!(seen_since(&locks).await >= back, "its holder could not renew it while the server was away");
+}
+
+#[tokio::test]
+async fn nothing_is_remembered_of_an_object_that_is_deleted_during_its_run() {
+    let (locks, owner) = (locks(Arc::default()), owner());
+    let active = Active::begin(&locks, &owner).unwrap();
+    assert!(Active::begin(&locks, &owner).is_none());
+    locks.forget(&owner);
+    // The release of the Lease, after the deletion was seen.
+    locks.remember_free(&owner);
+    drop(active);
+    assert!(!locks.remembers(&owner));
+    // The next run, of an object that is there.
+    let active = Active::begin(&locks, &owner).unwrap();
+    locks.remember_free(&owner);
+    drop(active);
+    assert!(locks.remembers(&owner));
 }
