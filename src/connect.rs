@@ -1,4 +1,11 @@
 //! The connection to the API server.
+//!
+//! All clients of the API server are built here, so that none of them is without time limits.
+
+mod proxy;
+mod time_limit;
+
+use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderValue, Request, Response, Uri, uri::Scheme};
@@ -23,24 +30,41 @@ use percent_encoding::percent_decode_str;
 use rustls::crypto::CryptoProvider;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt as _, retry::RetryLayer, util::BoxService};
 
-/// Sends requests to the API server, and gives its answers.
-pub type Connection = BoxService<Request<Body>, Response<Incoming>, BoxError>;
+pub(crate) use self::time_limit::GivenUp;
+use self::time_limit::TimeLimitLayer;
+pub use self::time_limit::{TimeLimitedBody, TimeLimits};
 
-/// A client as kube's own would be, but without Nagle's algorithm. With it, what is written on a connection may wait for
-/// the acknowledgment of what was written before, which the API server's host delays by up to 40 ms (RFC 9293 §3.7.4
-/// lets a program turn it off; `TCP_NODELAY`).
+/// Sends requests to the API server, and gives its answers.
+pub type Connection = BoxService<Request<Body>, Response<TimeLimitedBody<Incoming>>, BoxError>;
+
+/// TCP keepalive: after so long without data, and how often, a peer is asked whether it is still there. One that does not
+/// answer is given up after [`KEEPALIVE_RETRIES`].
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// A client as kube's own would be, with these differences:
+///
+/// - Each request has a time limit: the answer must begin within 30 s, and nothing in it may take longer either. A watch
+///   on which nothing arrives for 90 s is ended, and so started again. Only logs that are followed, and connections that
+///   are upgraded, may be silent for as long as they like.
+/// - TCP keepalive notices connections that are gone.
+/// - `NO_PROXY` is heeded where the proxy is that of `HTTPS_PROXY`.
+/// - Nagle's algorithm is off. With it, what is written on a connection may wait for the acknowledgment of what was
+///   written before, which the API server's host delays by up to 40 ms (RFC 9293 §3.7.4 lets a program turn it off;
+///   `TCP_NODELAY`).
 ///
 /// # Errors
 /// Where the settings cannot be used: certificates, credentials, or a proxy that is not asked by `http://`.
 pub fn connect(config: Config) -> kube::Result<kube::Client> {
-    connect_through(config, &tower::layer::util::Identity::new())
+    connect_through(config, TimeLimits::default(), &tower::layer::util::Identity::new())
 }
 
-/// The same, through a layer that sees all requests and answers.
+/// The same with other time limits, through a layer that sees all requests and answers.
 ///
 /// # Errors
 /// As [`connect`].
-pub fn connect_through<L, B>(config: Config, layer: &L) -> kube::Result<kube::Client>
+pub fn connect_through<L, B>(config: Config, limits: TimeLimits, layer: &L) -> kube::Result<kube::Client>
 where
     L: Layer<Connection>,
     L::Service: Service<Request<Body>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Send + 'static,
@@ -53,9 +77,12 @@ where
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
-    let connection = match &config.proxy_url {
-        None => connection(&config, tcp)?,
-        Some(proxy) if proxy.scheme() == Some(&Scheme::HTTP) => connection(&config, tunnel(proxy, tcp))?,
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    let connection = match proxy::proxy(&config) {
+        None => connection(&config, limits, tcp)?,
+        Some(proxy) if proxy.scheme() == Some(&Scheme::HTTP) => connection(&config, limits, tunnel(proxy, tcp))?,
         Some(proxy) => {
             // Without the user and password, since errors are shown.
             let place = format!("{}://{}", proxy.scheme_str().unwrap_or_default(), proxy.host().unwrap_or_default());
@@ -77,7 +104,7 @@ fn tunnel(proxy: &Uri, tcp: HttpConnector) -> Tunnel<HttpConnector> {
     }
 }
 
-fn connection<C>(config: &Config, connector: C) -> kube::Result<Connection>
+fn connection<C>(config: &Config, limits: TimeLimits, connector: C) -> kube::Result<Connection>
 where
     C: Service<
             Uri,
@@ -88,13 +115,14 @@ where
     C: Clone + Send + Sync + 'static,
 {
     let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(connector)?);
-    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_connect_timeout(Some(config.connect_timeout.unwrap_or(Duration::MAX).min(limits.request())));
     connector.set_read_timeout(config.read_timeout);
     connector.set_write_timeout(config.write_timeout);
     connector.set_reset_reader_on_write(config.reset_reader_on_write);
     let connection = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
+        .layer(TimeLimitLayer(limits))
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)

@@ -19,7 +19,7 @@ pub mod api;
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
-#[cfg(feature = "controller")]
+#[cfg(feature = "client")]
 pub mod cluster_time;
 #[cfg(feature = "client")]
 pub mod connect;
@@ -66,6 +66,8 @@ pub mod store;
 pub mod time;
 #[cfg(feature = "controller")]
 pub mod traces;
+#[cfg(feature = "client")]
+pub mod watch;
 
 #[cfg(all(test, feature = "controller"))]
 mod fuzz;

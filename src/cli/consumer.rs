@@ -43,7 +43,7 @@ impl Consumer {
         let config = cluster.config().await?;
         let namespace = namespace.namespace.unwrap_or_else(|| config.default_namespace.clone());
         let time = ClusterTime::default();
-        let (kube, clock) = (connect_through(config, &time)?, time.clock());
+        let (kube, clock) = (connect_through(config, cluster.limits()?, &time)?, time.clock());
         let client = Client::new(kube.clone(), namespace.clone()).with_timeout(timeout);
         Ok(Self { kube, namespace, client, clock })
     }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use kube::client::Body;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{ServiceBuilder, util::MapRequestLayer};
 
@@ -19,7 +19,7 @@ use crate::{
     admin,
     cluster_time::ClusterTime,
     connect::connect_through,
-    controller::{self, Settings, Stop},
+    controller::{self, Settings, Stop, WatchContacts},
     metrics::Metrics,
     traces::Traces,
 };
@@ -64,8 +64,9 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
         counted.request(&request);
         request
     });
-    let client = connect_through(config, &ServiceBuilder::new().layer(count).layer(time.clone()).into_inner())
-        .context("the cluster's settings cannot be used")?;
+    let (limits, contacts) = (cluster.limits()?, WatchContacts::default());
+    let layers = ServiceBuilder::new().layer(count).layer(time.clone()).layer(contacts.clone()).into_inner();
+    let client = connect_through(config, limits, &layers).context("the cluster's settings cannot be used")?;
 
     let seen = time.clone();
     metrics.measure("clock_offset_seconds", "What is added to the node's clock, by the API server's", move || {
@@ -73,8 +74,19 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     });
     let require_source_label = flags.runner.require_source_label;
     let runner = flags.runner.runner(client, time.clock(), identity.clone(), metrics.clone())?;
-    let settings =
-        Settings { namespaces: flags.namespace, concurrency: flags.concurrency.into(), require_source_label };
+    let seen = contacts.clone();
+    metrics.measure(
+        "watch_silence_seconds",
+        "Since when nothing has arrived on the watch that is silent for longest",
+        move || seen.longest_silence(Instant::now()).as_secs().try_into().unwrap_or(i64::MAX),
+    );
+    let settings = Settings {
+        namespaces: flags.namespace,
+        concurrency: flags.concurrency.into(),
+        require_source_label,
+        contacts,
+        watch_lost: limits.watch_lost(),
+    };
 
     let readiness = admin::starting();
     let stop_admin = CancellationToken::new();

@@ -3,10 +3,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
-use kube::{
-    Api,
-    runtime::{WatchStreamExt as _, watcher},
-};
+use kube::Api;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +18,7 @@ use crate::{
     metrics::Metrics,
     peers::PASSING,
     run::{Ran, Runner},
+    watch::watch_one,
 };
 
 /// A Lease that somebody else holds is looked at again after this time at most.
@@ -92,7 +90,7 @@ async fn ended(mut serving: JoinHandle<Option<String>>, signals: &mut Signals, s
 
 /// Runs whenever a request stands, until it is stopped. Gives what kept the last attempt from running.
 async fn serve(runner: Runner, caches: Api<TokenCache>, name: String, stop: CancellationToken) -> Option<String> {
-    let mut changes = pin!(watcher::watch_object(caches, &name).default_backoff());
+    let mut changes = pin!(watch_one(caches, &name));
     let mut hindrance = None;
     let mut wanted: Option<TokenCache> = None;
     let mut pause = Duration::MAX;

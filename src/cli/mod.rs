@@ -16,9 +16,9 @@ mod status;
 mod summary;
 mod waiting;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use kube::{
     Config,
@@ -31,7 +31,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::traces::Traces;
+use crate::{api, connect::TimeLimits, traces::Traces};
 
 /// Keeps short-lived credentials fresh in Kubernetes Secrets.
 #[derive(Debug, Parser)]
@@ -43,6 +43,8 @@ pub struct Cli {
     command: Command,
 }
 
+const SHORTEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Which cluster, as kubectl is told.
 #[derive(Debug, Args)]
 struct Cluster {
@@ -52,6 +54,9 @@ struct Cluster {
     /// Context of the kubeconfig file
     #[arg(long, global = true, value_name = "NAME")]
     context: Option<String>,
+    /// Time limit of each request to the API server. A watch on which nothing arrives for three times as long is restarted
+    #[arg(long, global = true, env = "TOKENCACHE_REQUEST_TIMEOUT", default_value = "30s", value_name = "DURATION")]
+    request_timeout: api::Duration,
 }
 
 #[derive(Debug, Subcommand)]
@@ -164,6 +169,14 @@ pub fn crd_yaml() -> anyhow::Result<String> {
 }
 
 impl Cluster {
+    fn limits(&self) -> anyhow::Result<TimeLimits> {
+        let limit = self.request_timeout.as_std();
+        if limit < SHORTEST_REQUEST_TIMEOUT {
+            bail!("--request-timeout {}: write at least 1s", self.request_timeout);
+        }
+        Ok(TimeLimits::of_request(limit))
+    }
+
     /// The configuration of a client without kube's own retry, which repeats requests whatever their method.
     async fn config(&self) -> anyhow::Result<Config> {
         let hint = "no cluster to talk to: set --kubeconfig or KUBECONFIG, or run in a pod with a service account";

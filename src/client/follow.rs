@@ -3,11 +3,14 @@
 use std::{pin::pin, sync::Arc};
 
 use futures::StreamExt as _;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{Cache, Client, Error};
-use crate::connect::{watch_words, words};
+use crate::{
+    connect::{watch_words, words},
+    watch::watch_one,
+};
 
 /// The TokenCache as the watch has it: nothing before the first list, and then whether it exists, and when that came.
 type Seen = Option<(Instant, Result<Option<Arc<Cache>>, Error>)>;
@@ -31,7 +34,7 @@ impl Follow {
     pub(super) fn start(client: Client, name: String) -> Self {
         let ((sender, seen), since) = (watch::channel(None), Instant::now());
         let task = tokio::spawn(async move {
-            let mut changes = pin!(watcher::watch_object(client.api::<Cache>(), &name).default_backoff());
+            let mut changes = pin!(watch_one(client.api::<Cache>(), &name));
             while let Some(change) = changes.next().await {
                 // A watch that breaks off is taken up again; one that is forbidden stays so.
                 let news = match change {

@@ -1,5 +1,7 @@
 //! The controller: waits for the CRD, watches, and tends each TokenCache until it is told to stop.
 
+mod books;
+mod contact;
 mod finalize;
 mod kept;
 mod outage;
@@ -14,9 +16,13 @@ mod watch;
 use std::time::Duration;
 
 use kube::{Api, Client, api::ListParams};
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
+pub use contact::WatchContacts;
 #[cfg(test)]
 pub(crate) use kept::{Kept, Sent};
 
@@ -38,6 +44,10 @@ pub struct Settings {
     pub concurrency: usize,
     /// Whether only Secrets with the source label are read, and so watched.
     pub require_source_label: bool,
+    /// What has arrived on the watches, as seen by the client.
+    pub contacts: WatchContacts,
+    /// A controller is not ready if nothing has arrived on one of its main watches for this long.
+    pub watch_lost: Duration,
 }
 
 /// How a controller is stopped: first no run is begun, then those that go on are cancelled.
@@ -85,6 +95,7 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
             namespace,
             require_source_label: settings.require_source_label,
             readiness: readiness.clone(),
+            contacts: settings.contacts.clone(),
         };
         watching.spawn(context.run(ready));
     }
@@ -102,6 +113,7 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
     }
     tokio::select! {
         () = stop.begin.cancelled() => {}
+        () = report_lost_watches(&settings, readiness) => {}
         // A controller that no longer watches must not look alive: the caller ends the process.
         _ = watching.join_next() => return,
     }
@@ -115,6 +127,29 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
             // Ends with the release of the Leases, each limited in time; the caller has the last word.
             ended.await;
         }
+    }
+}
+
+/// Takes readiness back while the API server is not heard of on a watch, although it is started again and again: what is
+/// created or changed meanwhile is not seen. A restart would not help, so `/livez` does not change. Never ends.
+async fn report_lost_watches(settings: &Settings, readiness: &Readiness) {
+    let limit = settings.watch_lost;
+    let mut reported = false;
+    loop {
+        sleep(limit / 12).await;
+        let lost = settings.contacts.lost(limit, Instant::now());
+        if lost.is_some() == reported {
+            continue;
+        }
+        reported = lost.is_some();
+        let message = lost.map(|(what, silence)| {
+            format!("nothing has arrived from the API server on the watch of {what} for {} s", silence.as_secs())
+        });
+        match &message {
+            Some(message) => tracing::warn!("not ready: {message}"),
+            None => tracing::info!("ready again: all watches receive from the API server"),
+        }
+        readiness.send_replace(message);
     }
 }
 

@@ -1,6 +1,10 @@
 //! The watches of one namespace, or of all: TokenCaches whole, their Secrets and what they refer to as metadata only.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, Mutex},
+};
 
 use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
@@ -12,29 +16,27 @@ use kube::{
         watcher::{self, Event},
     },
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Stop,
+    Stop, WatchContacts,
+    books::{Books, secret_named},
     kept::{Kept, Sent},
     secrets::Secrets,
     tend::{Context, Peers, at, reconcile},
 };
 use crate::{
     admin::Readiness,
-    api::{
-        TokenCache,
-        names::{LABEL_MANAGED, LABEL_SOURCE},
-    },
+    api::names::{LABEL_MANAGED, LABEL_SOURCE},
     connect::watch_words,
-    fetch::{Reference, ReferenceKind, references},
+    fetch::{Reference, ReferenceKind},
     limits::Limits,
-    lock::Locks,
     notes::{Key, Notes},
     references::{Change, References},
-    run::{Runner, owner},
+    run::Runner,
     slim::MetadataOnly,
+    watch::watch_all,
 };
 
 /// A Secret's metadata.
@@ -54,6 +56,14 @@ pub(super) struct Start {
     pub(super) require_source_label: bool,
     /// Says why, where the first lists do not come.
     pub(super) readiness: Readiness,
+    pub(super) contacts: WatchContacts,
+}
+
+/// Whether a controller without a watch does not do its work, or only learns later what it could do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Required,
+    Optional,
 }
 
 impl Start {
@@ -62,6 +72,22 @@ impl Start {
             Some(namespace) => Api::namespaced(self.runner.client.clone(), namespace),
             None => Api::all(self.runner.client.clone()),
         }
+    }
+
+    /// Watches objects, and reports failures, and whether anything arrives.
+    fn watch<K>(
+        &self,
+        what: &'static str,
+        need: Need,
+        config: watcher::Config,
+    ) -> impl futures::Stream<Item = watcher::Result<Event<K>>> + Send + use<K>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+        K: Clone + serde::de::DeserializeOwned + fmt::Debug + Send + 'static,
+    {
+        let path = K::url_path(&(), self.namespace.as_deref());
+        self.contacts.expect(path, config.label_selector.as_deref(), what, need == Need::Required);
+        watch_all(self.api::<K>(), config).inspect_err(log_watch(what, &self.readiness))
     }
 
     /// Watches and tends until the stop; tells when all has been listed once.
@@ -79,18 +105,17 @@ impl Start {
             known.state().iter().filter_map(|object| Some((key(&**object), object.standing?))).collect()
         });
         let watched_caches = {
-            let books = Books {
+            let mut books = Books {
                 known: caches.clone(),
                 references: index.clone(),
                 targets: targets.clone(),
                 notes: notes.clone(),
                 peers: self.peers.clone(),
                 locks: self.runner.locks.clone(),
+                listed: HashSet::new(),
             };
-            kube::runtime::watcher(self.api::<Sent>(), watcher::Config::default())
-                .default_backoff()
+            self.watch::<Sent>("TokenCaches", Need::Required, watcher::Config::default())
                 .map_ok(move |event| books.keep(event))
-                .inspect_err(log_watch("TokenCaches", &self.readiness))
                 .reflect(caches_writer)
                 .inspect_ok(tell_synced(&caches_synced))
                 .applied_objects()
@@ -110,8 +135,7 @@ impl Start {
         let managed = watcher::Config::default().labels(&format!("{LABEL_MANAGED}=true"));
         let watched_secrets = {
             let (notes, secrets, sources) = (notes.clone(), secrets.clone(), sources.clone());
-            kube::runtime::watcher(self.api::<SecretMeta>(), managed)
-                .default_backoff()
+            self.watch::<SecretMeta>("Secrets", Need::Required, managed)
                 .inspect_ok(move |event| {
                     let (Event::Apply(secret) | Event::InitApply(secret)) = event else { return };
                     for at in sources.changed(ReferenceKind::Secret, secret) {
@@ -121,7 +145,6 @@ impl Start {
                 })
                 .modify(|secret| secret.meta_mut().managed_fields = None)
                 .inspect_ok(move |event| secret_event(event, &notes))
-                .inspect_err(log_watch("Secrets", &self.readiness))
                 .inspect_ok(move |event| secrets.apply(event))
                 .inspect_ok(tell_synced(&secrets_synced))
                 .inspect_ok(move |event| {
@@ -142,17 +165,12 @@ impl Start {
         let others = opened.iter().chain([&not_managed]).map(String::as_str).collect::<Vec<_>>().join(",");
         let others = watcher::Config::default().labels(&others);
         let source = watcher::Config { label_selector: opened, ..watcher::Config::default() };
-        let source_secrets = kube::runtime::watcher(self.api::<SecretMeta>(), others)
-            .default_backoff()
-            .inspect_err(log_watch("source Secrets", &self.readiness))
-            .applied_objects();
-        let config_maps = kube::runtime::watcher(self.api::<MetadataOnly<ConfigMap>>(), watcher::Config::default())
-            .default_backoff()
-            .inspect_err(log_watch("ConfigMaps", &self.readiness))
-            .applied_objects();
-        let accounts = kube::runtime::watcher(self.api::<MetadataOnly<ServiceAccount>>(), source)
-            .default_backoff()
-            .inspect_err(log_watch("source ServiceAccounts", &self.readiness))
+        let source_secrets = self.watch::<SecretMeta>("source Secrets", Need::Optional, others).applied_objects();
+        let config_maps = watcher::Config::default();
+        let config_maps =
+            self.watch::<MetadataOnly<ConfigMap>>("ConfigMaps", Need::Optional, config_maps).applied_objects();
+        let accounts = self
+            .watch::<MetadataOnly<ServiceAccount>>("source ServiceAccounts", Need::Optional, source)
             .applied_objects();
         let after_others_change = stream::select_all([
             sources.clone().changes(source_secrets, ReferenceKind::Secret).boxed(),
@@ -219,76 +237,6 @@ fn tell_synced<K>(synced: &CancellationToken) -> impl FnMut(&Event<K>) + use<K> 
 pub(super) fn key(object: &impl Resource) -> Key {
     let metadata = object.meta();
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
-}
-
-/// What is kept in step with the TokenCaches as the watch brings them.
-struct Books {
-    known: Store<Kept>,
-    references: References,
-    targets: References,
-    notes: Notes,
-    peers: Peers,
-    locks: Locks,
-}
-
-impl Books {
-    /// Follows an event, and gives what is kept of it.
-    fn keep(&self, event: Event<Sent>) -> Event<Kept> {
-        match event {
-            Event::Apply(sent) => Event::Apply(self.applied(sent, true)),
-            Event::InitApply(sent) => Event::InitApply(self.applied(sent, false)),
-            Event::Delete(sent) => Event::Delete(self.deleted(sent)),
-            Event::Init => Event::Init,
-            Event::InitDone => Event::InitDone,
-        }
-    }
-
-    /// Ends a run that is not wanted any more, and learns by news who else is at work.
-    fn applied(&self, sent: Sent, news: bool) -> Kept {
-        let (kept, read) = Kept::of(sent);
-        let (key, known) = (key(&kept), self.known.get(&ObjectRef::from_obj(&kept)));
-        if known.as_ref().is_none_or(|known| known.spec != kept.spec) {
-            self.refer(&key, known.as_deref(), read.as_ref().ok());
-        }
-        let Ok(cache) = read else { return kept };
-        if cache.spec.suspend || cache.metadata.deletion_timestamp.is_some() {
-            self.notes.cancel(&key);
-        }
-        // Only a run that has just ended tells of a replica that is at work.
-        if news
-            && let Some(replica) = cache.status.and_then(|status| status.last_run_by)
-            && known.is_some_and(|known| known.runs < kept.runs)
-        {
-            self.peers.saw(&replica, Instant::now());
-        }
-        kept
-    }
-
-    fn deleted(&self, sent: Sent) -> Kept {
-        let (kept, read) = Kept::of(sent);
-        let key = key(&kept);
-        self.refer(&key, self.known.get(&ObjectRef::from_obj(&kept)).as_deref(), None);
-        self.notes.forget(&key);
-        if let Ok(cache) = read {
-            self.locks.forget(&owner(&cache));
-        }
-        kept
-    }
-
-    /// Keeps in mind what a TokenCache refers to, and no more what it referred to.
-    fn refer(&self, key: &Key, old: Option<&Kept>, new: Option<&TokenCache>) {
-        let old = old.and_then(|old| old.read().ok());
-        let of = |cache: Option<&TokenCache>| cache.map(|cache| references(&cache.spec)).unwrap_or_default();
-        self.references.replace(key, &of(old.as_ref()), &of(new));
-        // The most are named like their TokenCache, and need no entry.
-        let other = |cache: &TokenCache| Some(cache.secret_name()).filter(|name| *name != key.1).map(secret_named);
-        let target = |cache: Option<&TokenCache>| cache.and_then(other).into_iter().collect::<Vec<_>>();
-        self.targets.replace(key, &target(old.as_ref()), &target(new));
-    }
-}
-
-fn secret_named(name: &str) -> Reference {
-    Reference { kind: ReferenceKind::Secret, name: name.to_owned() }
 }
 
 /// The TokenCaches that a Secret concerns: its owner, and those that would write it if it were not somebody else's. One

@@ -44,3 +44,4 @@ mod service_account_token;
 mod shutdown;
 mod tls;
 mod traces;
+mod watches;

@@ -6,13 +6,10 @@ use futures::{StreamExt as _, stream};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Client, Resource,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Error, Event, watcher},
-    },
+    runtime::watcher::{self, Error, Event},
 };
 
-use crate::{connect::watch_words, fetch::Failure, reason::Reason};
+use crate::{connect::watch_words, fetch::Failure, reason::Reason, watch::watch_all};
 
 /// A watch without an end of its own.
 pub(super) type Watched<K> = stream::BoxStream<'static, Result<Event<K>, Forbidden>>;
@@ -59,8 +56,7 @@ where
     K: Clone + serde::de::DeserializeOwned + fmt::Debug + Send + 'static,
 {
     let namespace = namespace.to_owned();
-    watcher(Api::<K>::namespaced(client.clone(), &namespace), config)
-        .default_backoff()
+    watch_all(Api::<K>::namespaced(client.clone(), &namespace), config)
         .filter_map(move |event| {
             let news = match event {
                 Ok(event) => Some(Ok(event)),
