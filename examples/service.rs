@@ -38,9 +38,9 @@ async fn main() -> Result<(), BoxError> {
     let (Some(name), Some(url)) = (arguments.next(), arguments.next()) else {
         return Err("usage: service NAME URL".into());
     };
-    let kube = tokencache::client::connect(kube::Config::infer().await?)?;
-    let namespace = kube.default_namespace().to_owned();
-    let handle = Client::new(kube, namespace).watch(&name);
+    let config = kube::Config::infer().await?;
+    let namespace = config.default_namespace.clone();
+    let handle = Client::connect(config, namespace)?.watch(&name);
     serve(handle, url.parse()?, usize::MAX).await?;
     Ok(())
 }

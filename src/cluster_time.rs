@@ -5,7 +5,10 @@
 //! is the clock that all of them can see.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,8 +21,12 @@ use tower::{Layer, Service};
 
 use crate::time::Clock;
 
-/// How far a node's clock may be off before it is corrected. A `Date` tells whole seconds.
+/// How far a node's clock may be off before it is corrected. A `Date` has whole seconds only.
 const TOLERANCE: TimeDelta = TimeDelta::seconds(5);
+
+/// A clock that is corrected is no longer, once it is off by no more than this. Were it the same limit, the time of a node
+/// that is just about that far off would jump back and forth.
+const AGREEMENT: TimeDelta = TimeDelta::seconds(2);
 
 /// An answer that took longer tells of a time that is past.
 const PROMPT: Duration = Duration::from_secs(2);
@@ -29,13 +36,14 @@ const SAMPLES: usize = 5;
 
 /// What the API server's answers have told of the time. Cloning shares it.
 #[derive(Clone, Debug, Default)]
-pub struct ClusterTime(Arc<Mutex<Known>>);
+pub struct ClusterTime(Arc<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
     /// The last offsets, the newest last.
-    samples: Vec<TimeDelta>,
-    offset: TimeDelta,
+    samples: Mutex<Vec<TimeDelta>>,
+    /// In milliseconds. Read at each look at a value, so without a lock.
+    offset: AtomicI64,
 }
 
 impl ClusterTime {
@@ -49,7 +57,7 @@ impl ClusterTime {
     /// What is added to the system's clock: zero, unless it is off.
     #[must_use]
     pub fn offset(&self) -> TimeDelta {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).offset
+        TimeDelta::milliseconds(self.0.offset.load(Ordering::Relaxed))
     }
 
     /// Takes account of an answer of this date that came in at `now` by the system's clock, after `took`.
@@ -57,36 +65,46 @@ impl ClusterTime {
         if took > PROMPT {
             return;
         }
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.samples.len() == SAMPLES {
-            known.samples.remove(0);
+        let mut samples = self.0.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        if samples.len() == SAMPLES {
+            samples.remove(0);
         }
         // Cut to whole seconds, a date is half a second late in the middle.
-        known.samples.push(date + TimeDelta::milliseconds(500) - now);
-        let offset = correction(&known.samples);
-        let changed = (offset - known.offset).abs() > TOLERANCE;
-        if changed || offset.is_zero() {
-            known.offset = offset;
+        samples.push(date + TimeDelta::milliseconds(500) - now);
+        let current = self.offset();
+        let offset = correction(&samples, current);
+        if offset == current {
+            return;
         }
-        if changed && !offset.is_zero() {
+        self.0.offset.store(offset.num_milliseconds(), Ordering::Relaxed);
+        if !offset.is_zero() {
             let (seconds, direction) =
                 (offset.num_seconds().abs(), if offset > TimeDelta::zero() { "behind" } else { "ahead of" });
             tracing::warn!(
                 "the clock of this node is {seconds} s {direction} the API server's, whose time is taken instead; \
                  set the node's clock (NTP)"
             );
-        } else if changed {
+        } else {
             tracing::info!("the clock of this node agrees with the API server's");
         }
     }
 }
 
-/// What to add to a clock of which the answers said this.
-fn correction(samples: &[TimeDelta]) -> TimeDelta {
+/// What to add to a clock that these answers differ from by so much, and to which `current` is added now. In whole
+/// milliseconds, as it is kept.
+fn correction(samples: &[TimeDelta], current: TimeDelta) -> TimeDelta {
     let mut sorted = samples.to_vec();
     sorted.sort_unstable();
     let middle = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
-    if middle.abs() > TOLERANCE { middle } else { TimeDelta::zero() }
+    let middle = TimeDelta::milliseconds(middle.num_milliseconds());
+    let is_corrected = !current.is_zero();
+    if is_corrected && middle.abs() <= AGREEMENT {
+        TimeDelta::zero()
+    } else if (middle - current).abs() > TOLERANCE {
+        middle
+    } else {
+        current
+    }
 }
 
 /// Reads the date of each answer that passes.
@@ -157,7 +175,46 @@ mod tests {
             (vec![600, 600, 0, 0, 0], 0),
         ] {
             let samples: Vec<TimeDelta> = samples.into_iter().map(seconds).collect();
-            assert_eq!(correction(&samples), seconds(expected), "{samples:?}");
+            assert_eq!(correction(&samples, TimeDelta::zero()), seconds(expected), "{samples:?}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_corrected_stays_so_until_it_agrees_or_is_off_by_much_more() {
+        for (current, sample, expected) in [
+            (6, 6, 6),
+            (6, 4, 6),
+            (6, 3, 6),
+            (6, 2, 0),
+            (6, -2, 0),
+            (6, 11, 6),
+            (6, 12, 12),
+            (600, 0, 0),
+            (600, 3, 3),
+            (600, -600, -600),
+        ] {
+            let decided = correction(&[seconds(sample)], seconds(current));
+            assert_eq!(decided, seconds(expected), "{current} by {sample}");
+        }
+    }
+
+    #[test]
+    fn at_any_constant_offset_the_time_is_changed_once_at_most() {
+        let mut random = 7_u64;
+        for tenth in -80..=80 {
+            let off = TimeDelta::milliseconds(tenth * 100);
+            let (mut samples, mut current, mut changes) = (Vec::new(), TimeDelta::zero(), 0);
+            for _ in 0..500 {
+                // A date is whole seconds, and an answer is on its way for a while.
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let noise = TimeDelta::milliseconds(i64::try_from((random >> 33) % 1001).unwrap() - 500);
+                samples.push(off + noise);
+                let from = samples.len().saturating_sub(SAMPLES);
+                let offset = correction(&samples[from..], current);
+                changes += i32::from(offset != current);
+                current = offset;
+            }
+            assert!(changes <= 1, "{off}: {changes} changes");
         }
     }
 

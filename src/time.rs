@@ -10,25 +10,38 @@ use k8s_openapi::{
 
 /// The clock that is handed to whatever must know the time of day. Decisions take the moment itself instead.
 #[derive(Clone)]
-pub struct Clock(Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>);
+pub struct Clock(Arc<dyn Fn() -> TimeDelta + Send + Sync>);
 
 impl Clock {
     /// The system's clock.
     #[must_use]
     pub fn system() -> Self {
-        Self(Arc::new(Utc::now))
+        Self(Arc::new(TimeDelta::zero))
     }
 
     /// The system's clock, plus what `offset` gives at each reading.
     #[must_use]
     pub fn corrected(offset: impl Fn() -> TimeDelta + Send + Sync + 'static) -> Self {
-        Self(Arc::new(move || later(Utc::now(), offset())))
+        Self(Arc::new(offset))
     }
 
     /// The time of day.
     #[must_use]
     pub fn now(&self) -> DateTime<Utc> {
-        (self.0)()
+        later(Utc::now(), (self.0)())
+    }
+
+    /// Whether a deadline has passed.
+    #[must_use]
+    pub fn has_passed(&self, deadline: Deadline) -> bool {
+        let Some(moment) = deadline.0 else { return false };
+        let (now, offset) = (SystemTime::now(), (self.0)());
+        // Most clocks are right, and then nothing is computed.
+        match offset.to_std() {
+            Ok(ahead) if ahead.is_zero() => moment <= now,
+            Ok(ahead) => now.checked_add(ahead).is_none_or(|now| moment <= now),
+            Err(_) => moment.checked_add(offset.abs().to_std().unwrap_or_default()).is_some_and(|moment| moment <= now),
+        }
     }
 }
 
@@ -48,12 +61,6 @@ impl Deadline {
     #[must_use]
     pub fn at(moment: Option<DateTime<Utc>>) -> Self {
         Self(moment.map(SystemTime::from))
-    }
-
-    /// Whether it is past by the system's clock.
-    #[must_use]
-    pub fn is_past(self) -> bool {
-        self.0.is_some_and(|moment| moment <= SystemTime::now())
     }
 }
 
@@ -152,10 +159,22 @@ mod tests {
     #[test]
     fn a_deadline_is_past_when_the_clock_says_so() {
         let now = Utc::now();
-        assert!(Deadline::at(Some(now)).is_past());
-        assert!(Deadline::at(Some(DateTime::UNIX_EPOCH)).is_past());
-        assert!(!Deadline::at(Some(later(now, TimeDelta::hours(1)))).is_past());
-        assert!(!Deadline::at(None).is_past());
+        let of = |hours: i64| later(now, TimeDelta::hours(hours));
+        for (offset, moment, expected) in [
+            (0, Some(now), true),
+            (0, Some(DateTime::UNIX_EPOCH), true),
+            (0, Some(of(1)), false),
+            (0, None, false),
+            (2, Some(of(1)), true),
+            (2, Some(of(3)), false),
+            (-2, Some(of(-1)), false),
+            (-2, Some(of(-3)), true),
+            (-2, Some(DateTime::<Utc>::MAX_UTC), false),
+            (-2, None, false),
+        ] {
+            let clock = Clock::corrected(move || TimeDelta::hours(offset));
+            assert_eq!(clock.has_passed(Deadline::at(moment)), expected, "{offset} h: {moment:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,6 @@ use crate::{
         tell::{Signal, Tell},
     },
     api,
-    time::Clock,
 };
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -110,7 +109,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
         listen: flags.listen,
         socket_mode: flags.socket_mode,
     };
-    let mut agent = agent::start(consumer.client, settings, Clock::system()).await?;
+    let mut agent = agent::start(consumer.client, settings, consumer.clock).await?;
     let code = tokio::select! {
         () = agent.all_written(), if flags.once => ExitCode::SUCCESS,
         () = agent.ended() => bail!("a part of the agent ended by itself"),

@@ -44,7 +44,7 @@ impl Consumer {
         let namespace = namespace.namespace.unwrap_or_else(|| config.default_namespace.clone());
         let time = ClusterTime::default();
         let (kube, clock) = (connect_through(config, cluster.limits()?, &time)?, time.clock());
-        let client = Client::new(kube.clone(), namespace.clone()).with_timeout(timeout);
+        let client = Client::new(kube.clone(), namespace.clone()).with_timeout(timeout).with_clock(clock.clone());
         Ok(Self { kube, namespace, client, clock })
     }
 

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, api::ListParams};
@@ -20,7 +21,6 @@ use super::{
 use crate::{
     api::names::LABEL_MANAGED,
     client::{Cache, Call, Error},
-    time::Clock,
 };
 
 /// State, expiry, last failure and lock of TokenCaches; never a value.
@@ -123,13 +123,16 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
                 return Ok(ExitCode::SUCCESS);
             }
             let style = Style::for_terminal(out.is_terminal());
-            out.write_all(table(&summaries, flags.all_namespaces, flags.output == Output::Wide, style).as_bytes())?;
+            out.write_all(
+                table(&summaries, flags.all_namespaces, flags.output == Output::Wide, style, consumer.clock.now())
+                    .as_bytes(),
+            )?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(summaries: &[Summary], namespaces: bool, wide: bool, style: Style) -> String {
+fn table(summaries: &[Summary], namespaces: bool, wide: bool, style: Style, now: DateTime<Utc>) -> String {
     let mut head = vec!["NAME", "READY", "REASON", "EXPIRES", "FAILURES", "LAST FAILURE", "LOCK"];
     if namespaces {
         head.insert(0, "NAMESPACE");
@@ -137,7 +140,6 @@ fn table(summaries: &[Summary], namespaces: bool, wide: bool, style: Style) -> S
     if wide {
         head.extend(["SOURCE", "SECRET", "RUNS", "LAST RUN BY"]);
     }
-    let now = Clock::system().now();
     let mut table = Table::new(&head);
     for summary in summaries {
         let plain = |text: String| (text.clone(), text);

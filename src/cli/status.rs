@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
@@ -17,10 +18,7 @@ use super::{
     screen::Style,
     summary::Summary,
 };
-use crate::{
-    client::{Cache, Call, Error},
-    time::Clock,
-};
+use crate::client::{Cache, Call, Error};
 
 /// State, expiry, last failure and lock of one TokenCache; never its value.
 ///
@@ -62,7 +60,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
         Output::Yaml => write!(out, "{}", serde_saphyr::to_string(&summary)?)?,
         Output::Text => {
             let style = Style::for_terminal(out.is_terminal());
-            out.write_all(text(&summary, style).as_bytes())?;
+            out.write_all(text(&summary, style, consumer.clock.now()).as_bytes())?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -85,8 +83,7 @@ async fn read(consumer: &Consumer, name: &str) -> Result<Summary, Error> {
     Ok(Summary::new(cache, lease.as_ref()))
 }
 
-fn text(summary: &Summary, style: Style) -> String {
-    let now = Clock::system().now();
+fn text(summary: &Summary, style: Style, now: DateTime<Utc>) -> String {
     let status = &summary.cache.status;
     let (_, ready) = readiness(summary, style);
     let mut lines = vec![

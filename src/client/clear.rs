@@ -1,8 +1,10 @@
 //! Clearing: the Secret is deleted.
 
+use std::time::Duration;
+
 use kube::api::{DeleteParams, ListParams, PartialObjectMeta, Preconditions};
 
-use super::{Cache, Client, Error, value::is_own};
+use super::{ANSWER, Cache, Client, Error, value::is_own};
 use crate::sealed::SealedSecret;
 
 /// What became of one TokenCache's Secret.
@@ -71,10 +73,21 @@ impl Client {
     }
 
     async fn limited<T>(&self, name: &str, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let what = "the Kubernetes API server did not answer in time";
-        match tokio::time::timeout(self.0.timeout, call).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::Timeout { name: name.to_owned(), waited: self.0.timeout, what }),
-        }
+        within(self.0.timeout, name, call).await
     }
+
+    /// Limits a single call of those that together may take longer.
+    pub(super) async fn answered<T>(
+        &self,
+        name: &str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        within(ANSWER, name, call).await
+    }
+}
+
+async fn within<T>(limit: Duration, name: &str, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let what = "the Kubernetes API server did not answer in time";
+    let ended = tokio::time::timeout(limit, call).await;
+    ended.unwrap_or_else(|_| Err(Error::Timeout { name: name.to_owned(), waited: limit, what }))
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::Instant;
 
 use super::{
     Error,
     cache::Cache,
     value::{Found, Stamp, Value},
 };
+use crate::time::later;
 
 /// When a refresh is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,52 @@ pub(super) enum Wish {
     Refresh(Condition),
 }
 
+/// The value that a run has brought since it was requested here: it is valid for the whole of its lifetime from then on,
+/// whatever the clocks say.
+#[derive(Clone, Debug)]
+pub(super) struct Brought {
+    stamp: Stamp,
+    until: Instant,
+}
+
+impl Brought {
+    /// The value that was found after a run that was requested at `asked_at`, if it is one that was not there before.
+    pub(super) fn of(found: &Found, asked: &Asked, asked_at: Instant) -> Option<Self> {
+        let value = found.value().filter(|value| Some(value.stamp()) != asked.before.as_ref())?;
+        let until = asked_at.checked_add(value.lifetime()?.to_std().ok()?)?;
+        Some(Self { stamp: value.stamp().clone(), until })
+    }
+
+    /// How long this value is valid yet, if it is the one.
+    pub(super) fn left(&self, value: &Value, now: Instant) -> Option<TimeDelta> {
+        let left = self.until.checked_duration_since(now).filter(|left| !left.is_zero())?;
+        (self.stamp == *value.stamp()).then(|| TimeDelta::from_std(left).ok()).flatten()
+    }
+}
+
+/// The time by which values are judged.
+#[derive(Clone, Debug)]
+pub(super) struct Now {
+    /// By the clock.
+    pub(super) time: DateTime<Utc>,
+    /// What counts where the clock is wrong.
+    pub(super) brought: Option<(Brought, Instant)>,
+}
+
+impl Now {
+    /// How long a value is valid yet; nothing where it has expired.
+    pub(super) fn left(&self, value: &Value) -> Option<TimeDelta> {
+        let brought = || self.brought.as_ref().and_then(|(brought, now)| brought.left(value, *now));
+        value.remaining(self.time).or_else(brought)
+    }
+
+    /// When a value expires, by the clock as it is.
+    pub(super) fn end(&self, value: &Value) -> Option<DateTime<Utc>> {
+        let end = value.expires_at().moment()?;
+        Some(if end > self.time { end } else { self.left(value).map_or(end, |left| later(self.time, left)) })
+    }
+}
+
 /// That a run was asked for, by whomever.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
@@ -49,9 +97,9 @@ pub(super) struct Asked {
 
 impl Wish {
     /// The value in the Secret, where it will do without a run.
-    pub(super) fn met(&self, found: &Found, now: DateTime<Utc>) -> Option<Arc<Value>> {
+    pub(super) fn met(&self, found: &Found, now: &Now) -> Option<Arc<Value>> {
         let value = found.value()?;
-        let left = value.remaining(now)?;
+        let left = now.left(value)?;
         let will_do = match self {
             Self::Valid(wanted) => left >= *wanted,
             Self::Refresh(Condition::Always) => false,
@@ -158,18 +206,11 @@ pub(super) enum Outcome {
 }
 
 /// Concludes. `again` says whether it may be asked once more.
-pub(super) fn conclude(
-    wish: &Wish,
-    cache: &Cache,
-    asked: &Asked,
-    found: &Found,
-    again: bool,
-    now: DateTime<Utc>,
-) -> Outcome {
+pub(super) fn conclude(wish: &Wish, cache: &Cache, asked: &Asked, found: &Found, again: bool, now: &Now) -> Outcome {
     if let Some(value) = wish.met(found, now) {
         return Outcome::Give(value);
     }
-    let valid = found.value().filter(|value| value.remaining(now).is_some());
+    let valid = found.value().filter(|value| now.left(value).is_some());
     let failed = cache.status.failures > 0;
     // Of several runs since, the last may have failed after one that brought a value.
     let is_new = valid.is_some_and(|value| Some(value.stamp()) != asked.before.as_ref());
@@ -185,7 +226,7 @@ pub(super) fn conclude(
         (Wish::Refresh(_), Some(value)) => Outcome::Give(value.clone()),
         (Wish::Valid(wanted), Some(value)) => Outcome::Fail(Error::NearlyExpired {
             name: cache.name().to_owned(),
-            left: value.remaining(now).and_then(|left| left.to_std().ok()).unwrap_or_default(),
+            left: now.left(value).and_then(|left| left.to_std().ok()).unwrap_or_default(),
             wanted: wanted.to_std().unwrap_or_default(),
         }),
         // Deleted by somebody in the meantime.

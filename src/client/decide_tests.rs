@@ -12,6 +12,11 @@ fn found(from: &str, to: &str) -> Found {
     Found::of("a", Some(secret(&format!("2026-03-01T{from}Z"), &format!("2026-03-01T{to}Z"), json!({}))))
 }
 
+/// The same as what a clock says.
+fn clock(time: &str) -> Now {
+    Now { time: at(time), brought: None }
+}
+
 fn stamp(found: &Found) -> Stamp {
     found.value().unwrap().stamp().clone()
 }
@@ -53,7 +58,7 @@ fn a_wish_is_met_by_a_value_that_is_valid_and_has_enough_left_and_is_not_the_old
         (fetched_at("12:00:00.9"), &one, "12:30:00", false),
         (fetched_at("12:00:00"), &other, "12:30:00", true),
     ] {
-        assert_eq!(wish.met(found, at(now)).is_some(), expected, "{wish:?} by {found:?} at {now}");
+        assert_eq!(wish.met(found, &clock(now)).is_some(), expected, "{wish:?} by {found:?} at {now}");
     }
 }
 
@@ -134,8 +139,29 @@ fn the_end_of_a_run_gives_its_value_or_its_reason() {
     ] {
         let asked = Asked { uid: Some("u".into()), runs: 4, before: before.map(stamp) };
         let cache = cache(json!({}), status.clone());
-        let outcome = format!("{:?}", conclude(wish, &cache, &asked, after, again, at("12:45:00")));
+        let outcome = format!("{:?}", conclude(wish, &cache, &asked, after, again, &clock("12:45:00")));
         assert!(outcome.starts_with(expected), "{outcome}, not {expected}: {wish:?} {status}");
+    }
+}
+
+#[test]
+fn what_a_run_has_brought_is_valid_for_its_lifetime_however_wrong_the_clock_is() {
+    let (old, new) = (found("12:00:00", "13:00:00"), found("12:30:00", "13:30:00"));
+    let asked = Asked { uid: Some("u".into()), runs: 4, before: Some(stamp(&old)) };
+    let (asked_at, hour) = (Instant::now(), std::time::Duration::from_secs(3600));
+    assert!(Brought::of(&old, &asked, asked_at).is_none(), "it was there before");
+    assert!(Brought::of(&Found::Absent, &asked, asked_at).is_none());
+    let brought = Brought::of(&new, &asked, asked_at).unwrap();
+    let status = json!({"runs": 5, "failures": 0});
+    for (after, valid) in [(hour / 2, true), (hour - hour / 3600, true), (hour, false), (hour * 2, false)] {
+        let now = Now { time: at("23:00:00"), brought: Some((brought.clone(), asked_at + after)) };
+        let wish = Wish::valid();
+        assert_eq!(wish.met(&new, &now).is_some(), valid, "after {after:?}");
+        let outcome = format!("{:?}", conclude(&wish, &cache(json!({}), status.clone()), &asked, &new, false, &now));
+        assert!(outcome.starts_with(if valid { "Give" } else { "Fail(Expired" }), "after {after:?}: {outcome}");
+        assert!(wish.met(&old, &now).is_none(), "another value is judged by the clock");
+        let end = now.end(new.value().unwrap()).unwrap();
+        assert_eq!(end > now.time, valid, "after {after:?}");
     }
 }
 

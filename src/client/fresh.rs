@@ -5,7 +5,7 @@ use std::{fmt, ops::Deref, pin::pin, sync::Arc, time::Duration};
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::{StreamExt as _, future::BoxFuture};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -14,13 +14,14 @@ use tokio::{
 
 use super::{
     Client, Condition, Error, Value,
-    decide::Wish,
+    decide::{Now, Wish},
     value::{Found, Stamp},
 };
 use crate::{
     connect::watch_words,
     sealed::SealedSecret,
     time::{later, until},
+    watch::watch_one,
 };
 
 /// What the handles on one TokenCache share. Ends its watch when it is dropped.
@@ -127,7 +128,8 @@ impl Handle {
     #[must_use]
     pub fn get(&self) -> Option<Current> {
         let value = self.fresh.slot.value.load();
-        (!value.has_expired()).then_some(Current(value))
+        let valid = !value.has_expired(&self.client.0.clock) || self.client.is_brought(self.name(), &value);
+        valid.then_some(Current(value))
     }
 
     /// Waits for a valid value, for as long as it takes; [`error`](Self::error) says what stands in the way.
@@ -186,6 +188,9 @@ impl Handle {
 /// Asks are repeated after so long at first, doubled up to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// No sleep is longer.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
 /// A value that nobody else renews is asked for anew when this share of its life is left, but so long before its end
 /// at most.
 const AHEAD: (i32, TimeDelta) = (10, TimeDelta::seconds(30));
@@ -200,13 +205,19 @@ enum Next {
 }
 
 /// What to ask for and when: pure. `renewed` is the value that was looked after already.
-fn next(value: &Value, renewed: Option<&Stamp>, now: DateTime<Utc>) -> Option<(DateTime<Utc>, Next)> {
-    let end = value.expires_at().moment()?;
+fn next(value: &Value, renewed: Option<&Stamp>, judging: &Now) -> Option<(DateTime<Utc>, Next)> {
+    let (end, now) = (judging.end(value)?, judging.time);
     if end <= now || renewed == Some(value.stamp()) {
         return Some((end.max(now), Next::Fetch));
     }
-    let life = end.signed_duration_since(value.fetched_at()).max(TimeDelta::zero());
+    let life = value.lifetime().unwrap_or_default();
     Some((later(end, -(life / AHEAD.0).min(AHEAD.1)).max(now), Next::Renew))
+}
+
+/// When to look at the clock again, where something is due at `at`. The monotonic clock, by which is slept, stands still
+/// while a machine is suspended, and the clock may be set meanwhile.
+fn wake(at: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
+    until(at, now).min(LONGEST_SLEEP)
 }
 
 /// How long to pause after so many failures in a row.
@@ -221,7 +232,7 @@ fn pause(failures: u32) -> Duration {
 async fn keep(client: Client, name: String, slot: Arc<Slot>) {
     loop {
         // Where the TokenCache may not be read, the Secret bears its name or cannot be found.
-        if let Ok(cache) = client.cache(&name).await {
+        if let Ok(cache) = client.answered(&name, client.cache(&name)).await {
             client.learn_secret_name(&cache);
         }
         follow_secret(&client, &name, &slot).await;
@@ -231,16 +242,18 @@ async fn keep(client: Client, name: String, slot: Arc<Slot>) {
 /// Until the Secret turns out to bear another name.
 async fn follow_secret(client: &Client, name: &str, slot: &Slot) {
     let secret_name = client.secret_name(name);
-    let mut changes = pin!(watcher::watch_object(client.api::<SealedSecret>(), &secret_name).default_backoff());
+    let mut changes = pin!(watch_one(client.api::<SealedSecret>(), &secret_name));
     let mut asking: Option<Asking<'_>> = None;
     let mut renewed = None;
     let (mut failures, mut not_before) = (0_u32, Instant::now());
     let mut listed = false;
     loop {
         let value = slot.value.load_full();
-        let now = client.now();
-        let due = next(&value, renewed.as_ref(), now).filter(|_| listed && asking.is_none());
-        let at = due.as_ref().map(|(at, _)| (Instant::now() + until(*at, now)).max(not_before));
+        let judging = client.judging(name);
+        let due = next(&value, renewed.as_ref(), &judging).filter(|_| listed && asking.is_none());
+        let (now, wakes) = (Instant::now(), due.as_ref().map(|(at, _)| wake(*at, judging.time)));
+        let at = wakes.map(|sleep| (now + sleep).max(not_before));
+        let due = due.filter(|(at, _)| *at <= judging.time);
         tokio::select! {
             change = changes.next() => match change {
                 Some(Ok(secret)) => {
@@ -271,12 +284,15 @@ async fn follow_secret(client: &Client, name: &str, slot: &Slot) {
                     return;
                 }
             }
-            () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => match due {
+            () = sleep_until(at.unwrap_or(now)), if at.is_some() => match due {
                 Some((_, Next::Renew)) => {
                     renewed = Some(value.stamp().clone());
                     asking = Some(Box::pin(renew(client, name, value)));
                 }
-                _ => asking = Some(Box::pin(async { client.obtain(name, Wish::valid()).await.map(Some) })),
+                Some((_, Next::Fetch)) => {
+                    asking = Some(Box::pin(async { client.obtain(name, Wish::valid()).await.map(Some) }));
+                }
+                None => {}
             },
         }
     }
@@ -327,6 +343,7 @@ mod tests {
     #[test]
     fn a_value_is_asked_for_before_its_end_once_and_then_at_its_end() {
         let at = |time: &str| parse_rfc3339(&full(time)).unwrap();
+        let clock = |time: &str| Now { time: at(time), brought: None };
         for (from, to, renewed, now, expected) in [
             ("12:00:00", "never", false, "12:00:00", None),
             ("12:00:00", "12:01:40", false, "12:00:00", Some(("12:01:30", Next::Renew))),
@@ -339,10 +356,18 @@ mod tests {
             let value = value(from, to);
             let renewed = renewed.then(|| value.stamp());
             let expected = expected.map(|(time, what)| (at(time), what));
-            assert_eq!(next(&value, renewed, at(now)), expected, "{from} to {to} at {now}");
+            assert_eq!(next(&value, renewed, &clock(now)), expected, "{from} to {to} at {now}");
         }
-        let none = next(&Value::none(), None, at("12:00:00"));
+        let none = next(&Value::none(), None, &clock("12:00:00"));
         assert_eq!(none, Some((at("12:00:00"), Next::Fetch)));
+    }
+
+    #[test]
+    fn no_sleep_is_so_long_that_a_clock_that_was_set_is_not_noticed() {
+        let at = |time: &str| parse_rfc3339(&full(time)).unwrap();
+        for (at_time, expected) in [("12:00:10", 10), ("12:00:30", 30), ("23:00:00", 30), ("11:00:00", 0)] {
+            assert_eq!(wake(at(at_time), at("12:00:00")), Duration::from_secs(expected), "{at_time}");
+        }
     }
 
     #[test]

@@ -5,8 +5,7 @@
 //! use tokencache::client::{Client, Condition};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let kube = tokencache::client::connect(kube::Config::infer().await?)?;
-//! let client = Client::new(kube, "shop");
+//! let client = Client::connect(kube::Config::infer().await?, "shop")?;
 //!
 //! // The cached value, or, where it is missing or has expired, a new one.
 //! let value = client.fetch("orders-api").await?;
@@ -48,6 +47,7 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::time::Instant;
 
 #[cfg(test)]
 pub(crate) use self::value::tests::value as sample;
@@ -60,9 +60,17 @@ pub use self::{
     value::{InvalidStamp, Stamp, Value},
 };
 pub(crate) use self::{cache::Cache, error::Call};
-use self::{decide::Wish, fresh::Fresh, obtain::Shared};
-use crate::time::Clock;
+use self::{
+    decide::{Brought, Now, Wish},
+    fresh::Fresh,
+    obtain::Shared,
+};
 pub use crate::{api::ExpiresAt, connect::connect, sealed::SecretBytes};
+use crate::{
+    cluster_time::ClusterTime,
+    connect::{TimeLimits, connect_through},
+    time::Clock,
+};
 
 /// Reads, refreshes and clears the values of one namespace. Clones share their watches and requests.
 #[derive(Clone, Debug)]
@@ -89,29 +97,54 @@ struct Names {
     fresh: HashMap<String, Weak<Fresh>>,
     /// Names of the Secrets that bear another name than their TokenCache.
     secrets: HashMap<String, String>,
+    /// What the last run that was requested here has brought.
+    brought: HashMap<String, Brought>,
 }
 
 /// How long a caller waits, unless told otherwise.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Where less than the whole of a call is awaited, an answer of the API server is awaited for so long.
+const ANSWER: Duration = Duration::from_secs(30);
+
 impl Client {
-    /// For the TokenCaches of a namespace.
+    /// For the TokenCaches of a namespace, by a connection that [`connect`] describes. Whether a value has expired is
+    /// decided by the API server's clock, as its answers show it, and not by this machine's, which may be wrong.
     ///
     /// The calls wait a minute at most; see [`with_timeout`](Self::with_timeout).
-    #[must_use]
-    pub fn new(kube: kube::Client, namespace: impl Into<String>) -> Self {
-        Self::make(kube, namespace.into(), TIMEOUT)
+    ///
+    /// # Errors
+    /// As [`connect`].
+    pub fn connect(config: kube::Config, namespace: impl Into<String>) -> kube::Result<Self> {
+        let time = ClusterTime::default();
+        let kube = connect_through(config, TimeLimits::default(), &time)?;
+        Ok(Self::make(kube, namespace.into(), TIMEOUT, time.clock()))
     }
 
-    fn make(kube: kube::Client, namespace: String, timeout: Duration) -> Self {
-        Self(Arc::new(Inner { kube, namespace, timeout, clock: Clock::system(), names: Mutex::default() }))
+    /// As [`connect`](Self::connect), by a client of your own. Whether a value has expired is decided by this machine's
+    /// clock; only what a run has just brought is believed to be valid. Each call has a time limit, and the watch of a
+    /// [`Handle`] is restarted after 5 minutes without news; a shorter limit is that of the client, such as
+    /// `kube::Config::read_timeout`.
+    #[must_use]
+    pub fn new(kube: kube::Client, namespace: impl Into<String>) -> Self {
+        Self::make(kube, namespace.into(), TIMEOUT, Clock::system())
+    }
+
+    fn make(kube: kube::Client, namespace: String, timeout: Duration, clock: Clock) -> Self {
+        Self(Arc::new(Inner { kube, namespace, timeout, clock, names: Mutex::default() }))
+    }
+
+    /// The same by another clock.
+    #[cfg(feature = "controller")]
+    pub(crate) fn with_clock(&self, clock: Clock) -> Self {
+        Self::make(self.0.kube.clone(), self.0.namespace.clone(), self.0.timeout, clock)
     }
 
     /// The same with another limit on each call, and nothing shared with this one. A source may take as long as its
     /// `fetch.timeout`: 30 s by default, and for a job 5 minutes.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self::make(self.0.kube.clone(), self.0.namespace.clone(), timeout)
+        Self::make(self.0.kube.clone(), self.0.namespace.clone(), timeout, self.0.clock.clone())
     }
 
     /// The cached value, or, where it is missing or has expired, a new one.
@@ -155,6 +188,7 @@ impl Client {
     pub fn watch(&self, name: &str) -> Handle {
         let mut names = self.names();
         let fresh = names.fresh.get(name).and_then(Weak::upgrade).unwrap_or_else(|| {
+            names.fresh.retain(|_, fresh| fresh.strong_count() > 0);
             let fresh = Arc::new(Fresh::start(self.clone(), name.to_owned()));
             names.fresh.insert(name.to_owned(), Arc::downgrade(&fresh));
             fresh
@@ -169,6 +203,17 @@ impl Client {
 
     fn now(&self) -> DateTime<Utc> {
         self.0.clock.now()
+    }
+
+    /// The time by which a value of this TokenCache is judged.
+    fn judging(&self, name: &str) -> Now {
+        let brought = self.names().brought.get(name).cloned().map(|brought| (brought, Instant::now()));
+        Now { time: self.now(), brought }
+    }
+
+    /// Whether a run that was requested here has brought this value, and it lives yet.
+    fn is_brought(&self, name: &str, value: &Value) -> bool {
+        self.names().brought.get(name).is_some_and(|brought| brought.left(value, Instant::now()).is_some())
     }
 
     /// Name of the Secret, as far as is known.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     Cache, Client, Error, Value,
-    decide::{Answer, Ask, Asked, Outcome, Wish, answer, ask, asked, conclude, failed, still_absent},
+    decide::{Answer, Ask, Asked, Brought, Outcome, Wish, answer, ask, asked, conclude, failed, still_absent},
     follow::Follow,
     turn::Turn,
     value::Found,
@@ -58,7 +58,7 @@ impl Client {
         let mut read = None;
         if wish.is_conditional() {
             let found = self.read_shared(&shared, since, name).await?;
-            if let Some(value) = wish.met(&found, self.now()) {
+            if let Some(value) = wish.met(&found, &self.judging(name)) {
                 return Ok(value);
             }
             read = Some(found);
@@ -70,7 +70,8 @@ impl Client {
             let turn = shared.turn(wish);
             let watch = Some(&*follow).filter(|follow| follow.since >= since);
             let request = self.ask(name, wish, read.take(), watch);
-            let asked = match turn.share(Instant::now(), watch.map(|watch| watch.since), request).await? {
+            let asked_at = Instant::now();
+            let asked = match turn.share(asked_at, watch.map(|watch| watch.since), request).await? {
                 Asking::Given(value) => return Ok(value),
                 Asking::Asked(asked) => asked,
             };
@@ -83,12 +84,30 @@ impl Client {
             }
             *phase = READING;
             let found = self.read_shared(&shared, came, name).await?;
-            match conclude(wish, &cache, &asked, &found, round < ROUNDS, self.now()) {
+            if let Some(brought) = Brought::of(&found, &asked, asked_at) {
+                self.remember(name, &found, brought);
+            }
+            match conclude(wish, &cache, &asked, &found, round < ROUNDS, &self.judging(name)) {
                 Outcome::Give(value) => return Ok(value),
                 Outcome::Fail(error) => return Err(error),
                 Outcome::Again => {}
             }
         }
+    }
+
+    /// Remembers what a run has brought, and reports a clock that takes it for expired.
+    fn remember(&self, name: &str, found: &Found, brought: Brought) {
+        if let Some(value) = found.value().filter(|value| value.has_expired(&self.0.clock)) {
+            let (fetched_at, expires_at) = (rfc3339(value.fetched_at()), value.expires_at());
+            tracing::warn!(
+                name,
+                fetched_at,
+                %expires_at,
+                "this value was fetched just now, and has expired by the clock of this machine, which must be wrong; it is \
+                 used for as long as it lives; set the clock (NTP)"
+            );
+        }
+        self.names().brought.insert(name.to_owned(), brought);
     }
 
     /// What the TokenCache, as the watch has it, says to one who has asked: that a run has ended, or, by nothing, that it
@@ -124,7 +143,7 @@ impl Client {
                 Some(found) => found,
                 None => self.read(name).await?,
             };
-            if let Some(value) = wish.met(&found, self.now()) {
+            if let Some(value) = wish.met(&found, &self.judging(name)) {
                 return Ok(Asking::Given(value));
             }
             match ask(&cache, &found) {
@@ -204,7 +223,7 @@ impl Client {
 
     /// Whether a value that nobody else renews is to be renewed by who uses it.
     pub(super) async fn is_left_to_consumers(&self, name: &str) -> bool {
-        self.cache(name).await.is_ok_and(|cache| cache.is_lazy() && !cache.spec.suspend)
+        self.answered(name, self.cache(name)).await.is_ok_and(|cache| cache.is_lazy() && !cache.spec.suspend)
     }
 }
 

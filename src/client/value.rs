@@ -14,7 +14,7 @@ use crate::{
         names::{ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCHED_AT},
     },
     sealed::{SealedSecret, SecretBytes},
-    time::{self, Deadline},
+    time::{self, Clock, Deadline},
 };
 
 /// A credential with its lifetime. Its keys and bytes do not print, and are wiped when it is dropped.
@@ -47,9 +47,13 @@ impl Value {
         Self { data, expires_at, deadline: Deadline::at(expires_at.moment()), stamp }
     }
 
-    /// Whether it has expired by the system's clock.
-    pub(super) fn has_expired(&self) -> bool {
-        self.deadline.is_past()
+    pub(super) fn has_expired(&self, clock: &Clock) -> bool {
+        clock.has_passed(self.deadline)
+    }
+
+    /// For how long it was valid when it was fetched; nothing where it does not expire.
+    pub(super) fn lifetime(&self) -> Option<TimeDelta> {
+        Some(self.expires_at.moment()?.signed_duration_since(self.fetched_at()).max(TimeDelta::zero()))
     }
 
     /// When it expires.

@@ -3,6 +3,7 @@
 use std::os::unix::fs::symlink;
 
 use futures::future::BoxFuture;
+use kube::config::Kubeconfig;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use tokencache::api::TokenCache;
@@ -11,7 +12,7 @@ use tokio::process::Command;
 use super::client::{failing, lazy};
 use crate::support::{
     CacheView as _, Cluster, Ended, Namespace, Proxy, Scene, SecretView as _, binary, ended, scenario,
-    server::Behaviour, tokencache,
+    server::Behaviour, tokencache, tokencache_command,
 };
 
 /// Boxed, since a test that calls it often would else need more stack than it has.
@@ -290,5 +291,33 @@ fn the_proxy_of_the_kubeconfig_is_asked_with_its_password() {
             assert!(refused.stderr.contains("proxy") && !refused.stderr.contains("wrong"), "{refused:?}");
         }
         assert_eq!(proxy.tunnels().len(), 1);
+    });
+}
+
+#[test]
+fn the_proxy_of_the_environment_is_passed_by_where_no_proxy_names_the_api_server() {
+    scenario(async {
+        let scene = Scene::new().await;
+        let proxy = Proxy::start("user", "secret").await;
+        let url = format!("http://user:secret@{}", proxy.address);
+        let kubeconfig = &Cluster::get().await.kubeconfig;
+        let file = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
+        let server = file.clusters[0].cluster.as_ref().and_then(|cluster| cluster.server.as_deref());
+        let server: http::Uri = server.and_then(|server| server.parse().ok()).expect("its address");
+        let (host, port) = (server.host().expect("a host"), server.port_u16().expect("a port"));
+        for (no_proxy, tunnels) in [
+            (String::new(), 1),
+            ("192.0.2.0/24,example.com".to_owned(), 2),
+            (format!("{host}:1"), 3),
+            ("*".to_owned(), 3),
+            (format!("example.com, {host}"), 3),
+            (format!("{host}:{port}"), 3),
+        ] {
+            let mut list = tokencache_command(kubeconfig, &scene.ns.name, &["list"]);
+            list.env("HTTPS_PROXY", &url).env("NO_PROXY", &no_proxy);
+            let listed = ended(list).await;
+            assert_eq!(listed.code, 0, "NO_PROXY={no_proxy}: {listed:?}");
+            assert_eq!(proxy.tunnels().len(), tunnels, "NO_PROXY={no_proxy}");
+        }
     });
 }
