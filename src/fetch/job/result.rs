@@ -47,6 +47,8 @@ struct Raw<'a> {
 /// Reads a result. Messages say where and what is wrong with it, and nothing of what it holds.
 pub(crate) fn read(result: &[u8]) -> Result<JobResult, Failure> {
     let wrong = |what: String| Failure::new(Reason::InvalidResponse, format!("the result ($TOKENCACHE_RESULT) {what}"));
+    // A byte order mark, as PowerShell and others write it, may be ignored (RFC 8259 §8.1).
+    let result = result.strip_prefix(b"\xef\xbb\xbf").unwrap_or(result);
     if result.trim_ascii().is_empty() {
         return Err(wrong("is missing: the container ended well, but wrote nothing to that file".into()));
     }
@@ -120,6 +122,10 @@ mod tests {
         let result = read(br#"{"values": {"user": "me", "port": 5432}, "expires_at": 1767326400, "state": null}"#);
         let result = result.unwrap();
         assert!(result.token.is_none() && result.state.is_none());
+
+        let marked = read(b"\xef\xbb\xbf{\"token\": \"hunter2\"}").unwrap();
+        assert_eq!(marked.token.as_ref().unwrap().expose_secret(), "hunter2");
+        assert!(read(b"\xef\xbb\xbf").unwrap_err().message.contains("is missing"));
         assert_eq!(result.values.keys().collect::<Vec<_>>(), ["port", "user"]);
     }
 
