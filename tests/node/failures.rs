@@ -101,7 +101,7 @@ fn what_the_cluster_does_not_give_is_told_apart() {
             "ErrImageNeverPull",
         ),
         ("name", container(json!({"image": "NOT AN IMAGE"})), "JobFailed", "InvalidImageName"),
-        ("node", pod_spec(json!({"nodeSelector": {"no": "such"}})), "JobFailed", "Unschedulable"),
+        ("node", unschedulable(), "Timeout", "no node takes the pod (Unschedulable)"),
         (
             "config",
             container(json!({"env": [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "nope", "key": "k"}}}]})),
@@ -114,6 +114,13 @@ fn what_the_cluster_does_not_give_is_told_apart() {
         ("evicted", evicted(), "JobFailed", "evicted"),
         ("account", pod_spec(json!({"serviceAccountName": "nope"})), "JobFailed", "serviceaccount \"nope\" not found"),
     ]));
+}
+
+/// Waits for a node that never comes.
+fn unschedulable() -> Value {
+    let mut spec = pod_spec(json!({"nodeSelector": {"no": "such"}}));
+    spec["fetch"]["timeout"] = "20s".into();
+    spec
 }
 
 /// Takes longer than it may.

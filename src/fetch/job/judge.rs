@@ -11,7 +11,7 @@ use super::{
     manifest::COLLECTOR,
     result::{SEALED, read_failed},
     watch::Forbidden,
-    words::{brief, last_line},
+    words::{brief, ends, last_line},
 };
 use crate::{fetch::Failure, reason::Reason};
 
@@ -48,11 +48,15 @@ pub(super) enum Verdict {
     Ended(Failure),
     /// It has failed, and something of it may still be there, or start.
     Failed(Failure),
+    /// It cannot be followed; how it goes is not known.
+    Unseen(Failure),
 }
 
-/// How long a pod may be unschedulable, or its volumes unmountable, before that counts as a failure. Kubernetes tries
-/// again by itself, and a scheduler often succeeds at the second try.
+/// How long the reason why no pod was created may stay unknown.
 const STUCK: Duration = Duration::from_secs(10);
+/// How long a node may fail to set up a pod. The kubelet tries again by itself: a volume is attached late where another
+/// node still has it, and a new node has no network for its first seconds.
+const SETUP: Duration = Duration::from_secs(45);
 /// How long a pod may be missing after its Job failed, and the cause of its deletion unknown.
 pub(super) const LAG: Duration = Duration::from_secs(3);
 
@@ -143,7 +147,8 @@ fn judge_pod(pod: &Pod, seen: &Seen) -> Verdict {
     }
     for status in inits.iter().filter(|status| !is_sidecar(pod, &status.name)) {
         if let Some(ended) = terminated(status).filter(|ended| ended.exit_code != 0) {
-            return Verdict::Ended(job_failed(container_ended(pod, &status.name, ended)));
+            let ended = container_ended(pod, &status.name, ended);
+            return Verdict::Ended(job_failed(format!("{ended}{}", injected(pod))));
         }
     }
     for status in inits.iter().chain(&mains) {
@@ -158,7 +163,8 @@ fn judge_pod(pod: &Pod, seen: &Seen) -> Verdict {
         condition("PodScheduled", "False").filter(|it| it.reason.as_deref() == Some("Unschedulable"))
     {
         let message = brief(unscheduled.message.as_deref().unwrap_or_default());
-        return Verdict::Stuck(job_failed(format!("no node takes the pod (Unschedulable): {message}")), STUCK);
+        // An autoscaler takes minutes to bring a node, and starts over with each new pod.
+        return Verdict::Going(format!("no node takes the pod (Unschedulable): {message}"));
     }
     let running = inits
         .iter()
@@ -170,7 +176,7 @@ fn judge_pod(pod: &Pod, seen: &Seen) -> Verdict {
     let started = inits.iter().any(|status| terminated(status).is_some());
     let setup = ["FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedCreatePodContainer"];
     if let Some(message) = event(seen, &setup).filter(|_| !started) {
-        return Verdict::Stuck(job_failed(format!("node {node} cannot start the pod: {message}")), STUCK);
+        return Verdict::Stuck(job_failed(format!("node {node} cannot start the pod: {message}")), SETUP);
     }
     let mut doing = match node.as_str() {
         "" => "waiting for the pod to be scheduled".into(),
@@ -215,6 +221,20 @@ fn container_ended(pod: &Pod, name: &str, ended: &ContainerStateTerminated) -> S
     }
 }
 
+/// A hint for pods into which something was injected that starts only when the containers of the job have ended.
+fn injected(pod: &Pod) -> String {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers).map(|container| container.name.as_str());
+    let others: Vec<_> = containers.filter(|name| *name != COLLECTOR).collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; the injected container {} starts only after the job's containers: if they need it, have it injected as a \
+         native sidecar, or not at all",
+        others.join(", ")
+    )
+}
+
 fn memory_limit(pod: &Pod, name: &str) -> Option<String> {
     let inits = pod.spec.as_ref()?.init_containers.as_ref()?;
     let container = inits.iter().find(|container| container.name == name)?;
@@ -232,15 +252,31 @@ fn waiting_in_vain(status: &ContainerStatus) -> Option<String> {
         | "ImageInspectError"
         | "RegistryUnavailable"
         | "SignatureValidationFailed" => {
-            format!("the image {} of container {} cannot be had", status.image, status.name)
+            format!("the image {} of container {} cannot be pulled", status.image, status.name)
         }
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "CrashLoopBackOff" => {
             format!("container {} cannot be started", status.name)
         }
         _ => return None,
     };
-    let message = brief(waiting.message.as_deref().unwrap_or_default());
-    Some(if message.is_empty() { format!("{what} ({reason})") } else { format!("{what} ({reason}): {message}") })
+    let message = waiting.message.as_deref().unwrap_or_default();
+    let said = ends(message);
+    let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+    let cure = if wants_credentials(message) { PULL_SECRETS } else { "" };
+    Some(format!("{what} ({reason}){said}{cure}"))
+}
+
+/// What to do about a registry that wants credentials.
+const PULL_SECRETS: &str = "; a registry's credentials are named by spec.fetch.job.template.spec.imagePullSecrets, also those for the image of \
+     tokencache-prepare and tokencache-collect";
+
+/// Whether a registry refuses a pull for want of credentials, as containerd, CRI-O and Docker word it.
+fn wants_credentials(message: &str) -> bool {
+    let message = message.to_lowercase();
+    ["401 unauthorized", "403 forbidden", "authentication required", "authorization failed", "access denied"]
+        .iter()
+        .chain(&["no basic auth credentials", "insufficient_scope", "pull access", "unauthorized:", "denied:"])
+        .any(|words| message.contains(words))
 }
 
 /// An init container that runs beside the others, since Kubernetes 1.28.

@@ -58,6 +58,7 @@ fn told(verdict: &Verdict) -> (&'static str, String) {
         Verdict::Sealed(text) => ("sealed", text.clone()),
         Verdict::Ended(failure) => ("ended", failure.to_string()),
         Verdict::Failed(failure) => ("failed", failure.to_string()),
+        Verdict::Unseen(failure) => ("unseen", failure.to_string()),
     }
 }
 
@@ -127,7 +128,7 @@ fn each_state_of_a_pod_has_its_own_meaning() {
             json!(null),
             json!([]),
             "failed",
-            "the image img:1 of container fetch cannot be had (ErrImagePull): not found",
+            "the image img:1 of container fetch cannot be pulled (ErrImagePull): not found",
         ),
         (
             pod(waiting("ImagePullBackOff", "Back-off"), idle(), none()),
@@ -177,7 +178,7 @@ fn each_state_of_a_pod_has_its_own_meaning() {
             ),
             json!(null),
             json!([]),
-            "stuck",
+            "going",
             "no node takes the pod (Unschedulable): 0/1 nodes",
         ),
         (
@@ -331,6 +332,35 @@ fn a_sidecar_that_ends_badly_is_no_failure_of_the_run() {
     let statuses = pod["status"]["initContainerStatuses"].as_array_mut().unwrap();
     statuses.insert(0, status("proxy", ended(1, "Error", "x")));
     assert_eq!(told(&judged(pod, json!(null), json!([]))).0, "going");
+}
+
+#[test]
+fn a_registry_that_wants_credentials_is_told_with_its_last_words_and_where_they_go() {
+    let told = |message: &str| {
+        told(&judged(pod(waiting("ErrImagePull", message), idle(), json!({})), json!(null), json!([]))).1
+    };
+    let long = "failed to pull and unpack image \"h:5055/private/tokencache:0.1.0\": failed to resolve reference \
+                \"h:5055/private/tokencache:0.1.0\": pulling from host h:5055 failed with status code [manifests \
+                0.1.0]: 401 Unauthorized";
+    let words = told(long);
+    assert!(words.contains("401 Unauthorized; ") && words.contains("template.spec.imagePullSecrets"), "{words}");
+    for (message, named) in [
+        ("pull access denied, repository does not exist or may require authorization", true),
+        ("unauthorized: access to the requested resource is not authorized", true),
+        ("no basic auth credentials", true),
+        ("h:5055/x:1: not found", false),
+        ("dial tcp: i/o timeout", false),
+    ] {
+        assert_eq!(told(message).contains("imagePullSecrets"), named, "{message}");
+    }
+}
+
+#[test]
+fn a_failure_beside_an_injected_container_names_it() {
+    let mut pod = pod(ended(1, "Error", "no network"), idle(), json!({}));
+    pod["spec"]["containers"] = json!([{"name": COLLECTOR}, {"name": "istio-proxy"}]);
+    let words = told(&judged(pod, json!(null), json!([]))).1;
+    assert!(words.contains("no network; the injected container istio-proxy starts only after"), "{words}");
 }
 
 #[test]

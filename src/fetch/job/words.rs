@@ -10,6 +10,21 @@ pub(super) fn brief(text: &str) -> String {
     Redactor::default().clean(text.trim())
 }
 
+/// How much of the beginning and of the end of a long text is shown, in characters.
+const ENDS: (usize, usize) = (60, 130);
+
+/// The same for a chain of causes, whose end says the most.
+pub(super) fn ends(text: &str) -> String {
+    let characters: Vec<char> = text.trim().chars().collect();
+    let (head, tail) = ENDS;
+    if characters.len() <= head + tail {
+        return brief(text);
+    }
+    let (_, end) = characters.split_at(characters.len() - tail);
+    let head: String = characters.iter().take(head).collect();
+    brief(&format!("{head}…{}", end.iter().collect::<String>()))
+}
+
 /// The last line of a container's output that says anything, without words that could be tokens: a script that fails
 /// may well print what it was working with.
 pub(super) fn last_line(output: &str) -> String {
@@ -65,6 +80,21 @@ mod tests {
             assert_eq!(last_line(output), expected);
         }
         assert_eq!(last_line(&"ä ".repeat(300)).chars().count(), 201);
+    }
+
+    #[test]
+    fn of_a_chain_of_causes_both_ends_are_shown() {
+        let text = "failed to pull and unpack image \"127.0.0.1:5055/private/tokencache:0.1.0\": failed to resolve \
+                    reference \"127.0.0.1:5055/private/tokencache:0.1.0\": pulling from host 127.0.0.1:5055 failed \
+                    with status code [manifests 0.1.0]: 401 Unauthorized";
+        let shown = ends(text);
+        assert!(shown.starts_with("failed to pull") && shown.ends_with("401 Unauthorized"), "{shown}");
+        for length in [0, 1, 189, 190, 191, 500] {
+            let text = "ä".repeat(length);
+            let shown = ends(&text).chars().count();
+            assert!(shown <= 191 && (shown == length || length > 190), "{length}: {shown}");
+        }
+        assert_eq!(ends("short"), "short");
     }
 
     #[test]
