@@ -36,13 +36,14 @@ pub(super) async fn beside(
     let identity = format!("{PASSING}{}", flags.identity()?);
     let runner = flags.runner(consumer.kube.clone(), consumer.clock.clone(), identity, Metrics::default())?;
     let caches = Api::namespaced(consumer.kube.clone(), &consumer.namespace);
-    let stop = CancellationToken::new();
+    let (stop, stopping) = (CancellationToken::new(), runner.fetcher.stopping().clone());
     let serving = tokio::spawn(serve(runner, caches, name.to_owned(), stop.clone()));
     let (fetched, signalled) = tokio::select! {
         fetched = fetch => (fetched, false),
         signal = signals.next() => (Err(interrupted(format!("interrupted by {}", signal.name()))), true),
     };
     // A run that goes on is cancelled, and one that has ended releases its Lease.
+    stopping.cancel();
     stop.cancel();
     match (ended(serving, &mut signals, signalled).await?, fetched) {
         (End::Unfinished, Err(_)) => Ok(Err(interrupted(

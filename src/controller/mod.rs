@@ -82,6 +82,7 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
         settings.namespaces.iter().cloned().map(Some).collect()
     };
     let peers = tend::Peers::new(runner.locks.replica());
+    let stopping = runner.fetcher.stopping().clone();
     let mut watching = JoinSet::new();
     let mut synced = Vec::new();
     for namespace in scopes {
@@ -117,6 +118,7 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
         // A controller that no longer watches must not look alive: the caller ends the process.
         _ = watching.join_next() => return,
     }
+    stopping.cancel();
     readiness.send_replace(Some("stopping".into()));
     let ended = async { while watching.join_next().await.is_some() {} };
     tokio::pin!(ended);

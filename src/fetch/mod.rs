@@ -39,7 +39,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 pub use self::{address::AddressRules, check::check, expression::render};
@@ -110,6 +110,7 @@ struct Inner {
     collector_image: String,
     late: Duration,
     clock: Clock,
+    stopping: CancellationToken,
 }
 
 impl fmt::Debug for Fetcher {
@@ -167,8 +168,23 @@ impl Fetcher {
 
     fn with_lookup(client: kube::Client, config: FetcherConfig, clock: Clock, lookup: resolver::Lookup) -> Self {
         let FetcherConfig { addresses, require_source_label, allow_jobs, collector_image, lease_duration } = config;
-        let (clients, late) = (Clients::new(addresses, lookup), oauth2::late(lease_duration));
-        Self(Arc::new(Inner { client, clients, require_source_label, allow_jobs, collector_image, late, clock }))
+        Self(Arc::new(Inner {
+            client,
+            clients: Clients::new(addresses, lookup),
+            require_source_label,
+            allow_jobs,
+            collector_image,
+            late: oauth2::late(lease_duration),
+            clock,
+            stopping: CancellationToken::new(),
+        }))
+    }
+
+    /// To be cancelled when the process is about to end: from then on, a job whose fetch is dropped is left to the next
+    /// run, which takes it over.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.0.stopping
     }
 
     /// One attempt, within `spec.fetch.timeout`.
@@ -198,7 +214,8 @@ impl Fetcher {
     }
 
     async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
-        let Inner { client, clients, require_source_label, allow_jobs, collector_image, late, clock } = &*self.0;
+        let Inner { client, clients, require_source_label, allow_jobs, collector_image, late, clock, stopping } =
+            &*self.0;
         let namespace = cache.metadata.namespace.clone().unwrap_or_default();
         let sources = Sources::new(client.clone(), namespace.clone(), *require_source_label, phase.clone());
         let mut attempt = Attempt { sources, client, namespace: &namespace, clients, clock, phase, late: *late, ends };
@@ -209,7 +226,7 @@ impl Fetcher {
             Some(Source::Job(_)) if !allow_jobs => return Err(job::switched_off()),
             Some(Source::GitHubApp(app)) => github_app::fetch(&mut attempt, app).await?,
             Some(Source::Job(job)) => {
-                let place = job::Place { client, ends, image: collector_image, cache };
+                let place = job::Place { client, ends, stopping, image: collector_image, cache };
                 Box::pin(job::fetch(&mut attempt, &place, job)).await?
             }
             None => return Err(Failure::new(Reason::InvalidSpec, "spec.fetch: exactly one source must be set")),

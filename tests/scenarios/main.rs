@@ -25,6 +25,7 @@ mod failures;
 mod fresh;
 mod github_app;
 mod http;
+mod jobs;
 mod lifecycle;
 mod lock;
 mod oauth2;

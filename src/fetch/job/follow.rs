@@ -16,9 +16,14 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     judge::{LAG, Seen, Verdict, judge},
     leftovers::delete,
+    owned::{is_event_of, is_pod_of},
     watch::{Forbidden, watched},
 };
-use crate::{api::names::LABEL_RUN, fetch::Phase};
+use crate::{
+    api::names::LABEL_RUN,
+    fetch::{Failure, Phase},
+    reason::Reason,
+};
 
 /// Events are looked at when a pod does not start at once: most do.
 const EVENTS_AFTER: Duration = Duration::from_secs(1);
@@ -30,7 +35,8 @@ enum News {
     Event(Result<Box<Event<KubeEvent>>, Forbidden>),
 }
 
-/// Follows a run until it is known how it ended: [`Verdict::Sealed`], [`Verdict::Ended`] or [`Verdict::Failed`].
+/// Follows a run until it is known how it ended: [`Verdict::Sealed`], [`Verdict::Ended`], [`Verdict::Failed`] or
+/// [`Verdict::Unseen`].
 pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &str, phase: &Phase) -> Verdict {
     let of_run = || watcher::Config::default().labels(&format!("{LABEL_RUN}={run}"));
     let mut news = SelectAll::new();
@@ -42,7 +48,8 @@ pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &st
         watched(client, namespace, config).map(|it| News::Event(it.map(Box::new))).boxed()
     };
 
-    let mut seen = Seen::default();
+    let mut seen = Seen { job: Some(job.clone()), ..Seen::default() };
+    let uid = job.uid();
     let mut listed = Listed::default();
     let mut stuck: Option<Instant> = None;
     let mut ask_for_events = Some(Instant::now() + EVENTS_AFTER);
@@ -79,12 +86,12 @@ pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &st
         tokio::select! {
             change = news.next() => match change {
                 Some(change) => {
-                    if let Err(forbidden) = take(&mut seen, &mut listed, change) {
-                        return Verdict::Failed(forbidden.into());
+                    if let Err(forbidden) = take(&mut seen, &mut listed, uid.as_deref(), change) {
+                        return Verdict::Unseen(forbidden.into());
                     }
                 }
                 // The watches have no end of their own.
-                None => return Verdict::Going(String::new()),
+                None => return Verdict::Unseen(Failure::new(Reason::JobFailed, "the watch of the Job ended")),
             },
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
         }
@@ -106,12 +113,14 @@ struct Listed {
     pod: bool,
 }
 
-/// Takes news in. Without Jobs and pods nothing can be known of a run; without events, less of what goes wrong.
-fn take(seen: &mut Seen, listed: &mut Listed, news: News) -> Result<(), Forbidden> {
+/// Takes news in of the Job with this UID. Without Jobs and pods nothing can be known of a run; without events, less of
+/// what goes wrong.
+fn take(seen: &mut Seen, listed: &mut Listed, job: Option<&str>, news: News) -> Result<(), Forbidden> {
     match news {
         News::Job(event) => match *event? {
             Event::Init => listed.job = false,
             Event::InitDone => seen.job_gone |= seen.job.is_some() && !listed.job,
+            Event::Apply(other) | Event::InitApply(other) | Event::Delete(other) if other.uid().as_deref() != job => {}
             Event::Apply(job) | Event::InitApply(job) => {
                 listed.job = true;
                 seen.job = Some(job);
@@ -121,6 +130,8 @@ fn take(seen: &mut Seen, listed: &mut Listed, news: News) -> Result<(), Forbidde
         News::Pod(event) => match *event? {
             Event::Init => listed.pod = false,
             Event::InitDone => seen.pod_gone |= seen.pod.is_some() && !listed.pod,
+            // Another client's pod with the label of the run.
+            Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) if !is_pod_of(&pod, job) => {}
             // Another pod in the place of one that was deleted is not waited for.
             Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) if is_another(seen, &pod) => {}
             Event::Apply(pod) | Event::InitApply(pod) => {
@@ -134,7 +145,12 @@ fn take(seen: &mut Seen, listed: &mut Listed, news: News) -> Result<(), Forbidde
             }
         },
         News::Event(Ok(event)) => match *event {
-            Event::Apply(event) | Event::InitApply(event) => seen.events.push(event),
+            Event::Apply(event) | Event::InitApply(event) => {
+                let pod = seen.pod.as_ref().and_then(|pod| pod.metadata.uid.as_deref());
+                if is_event_of(&event, job, pod) {
+                    seen.events.push(event);
+                }
+            }
             Event::InitDone => seen.no_events = None,
             Event::Init | Event::Delete(_) => {}
         },
@@ -153,19 +169,71 @@ mod tests {
 
     use super::*;
 
+    fn pod(uid: &str, job: &str) -> Pod {
+        let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": job, "controller": true});
+        serde_json::from_value(json!({"metadata": {"uid": uid, "ownerReferences": [owner]}})).unwrap()
+    }
+
+    #[derive(Default)]
+    struct Run(Seen, Listed);
+
+    impl Run {
+        fn news(&mut self, news: News) {
+            take(&mut self.0, &mut self.1, Some("job"), news).unwrap();
+        }
+
+        fn pod(&mut self, event: Event<Pod>) {
+            self.news(News::Pod(Ok(Box::new(event))));
+        }
+
+        fn pod_uid(&self) -> Option<String> {
+            self.0.pod.as_ref().and_then(|pod| pod.uid())
+        }
+    }
+
     #[test]
     fn the_pod_that_kubernetes_makes_in_the_place_of_a_deleted_one_is_not_taken_for_it() {
-        let pod = |uid: &str| -> Pod { serde_json::from_value(json!({"metadata": {"uid": uid}})).unwrap() };
-        let (mut seen, mut listed) = (Seen::default(), Listed::default());
-        let mut news = |event| take(&mut seen, &mut listed, News::Pod(Ok(Box::new(event)))).unwrap();
-        news(Event::Apply(pod("first")));
-        news(Event::Apply(pod("second")));
-        news(Event::Delete(pod("second")));
-        assert_eq!((seen.pod.as_ref().and_then(|pod| pod.uid()).as_deref(), seen.pod_gone), (Some("first"), false));
-        let mut news = |event| take(&mut seen, &mut listed, News::Pod(Ok(Box::new(event)))).unwrap();
-        for event in [Event::Init, Event::InitApply(pod("second")), Event::InitDone] {
-            news(event);
+        let mut run = Run::default();
+        run.pod(Event::Apply(pod("first", "job")));
+        run.pod(Event::Apply(pod("second", "job")));
+        run.pod(Event::Delete(pod("second", "job")));
+        assert_eq!((run.pod_uid().as_deref(), run.0.pod_gone), (Some("first"), false));
+        for event in [Event::Init, Event::InitApply(pod("second", "job")), Event::InitDone] {
+            run.pod(event);
         }
-        assert!(seen.pod_gone, "the first is gone from the list");
+        assert!(run.0.pod_gone, "the first is gone from the list");
+    }
+
+    #[test]
+    fn what_belongs_to_another_job_is_not_taken_for_the_runs_own() {
+        let mut run = Run::default();
+        let unowned = Pod { metadata: pod("x", "job").metadata, ..Pod::default() };
+        let unowned =
+            Pod { metadata: kube::core::ObjectMeta { owner_references: None, ..unowned.metadata }, ..unowned };
+        for other in [pod("x", "other"), unowned] {
+            run.pod(Event::InitApply(other.clone()));
+            run.pod(Event::Apply(other.clone()));
+            run.pod(Event::Delete(other));
+        }
+        assert!(run.0.pod.is_none() && !run.0.pod_gone);
+        run.pod(Event::Apply(pod("own", "job")));
+        assert_eq!(run.pod_uid().as_deref(), Some("own"));
+
+        let job = |uid: &str| -> Job { serde_json::from_value(json!({"metadata": {"uid": uid}})).unwrap() };
+        for event in [Event::Apply(job("other")), Event::Delete(job("other"))] {
+            run.news(News::Job(Ok(Box::new(event))));
+        }
+        assert!(run.0.job.is_none() && !run.0.job_gone);
+        run.news(News::Job(Ok(Box::new(Event::Apply(job("job"))))));
+        assert!(run.0.job.is_some());
+
+        let lost = |uid: &str| -> KubeEvent {
+            let about = json!({"metadata": {}, "involvedObject": {"uid": uid}, "reason": "NodeNotReady"});
+            serde_json::from_value(about).unwrap()
+        };
+        for uid in ["other", "", "own"] {
+            run.news(News::Event(Ok(Box::new(Event::Apply(lost(uid))))));
+        }
+        assert_eq!(run.0.events, [lost("own")]);
     }
 }

@@ -12,6 +12,7 @@ use kube::{
 
 use super::{
     manifest::cache_label,
+    owned::{is_of_former, is_ours, is_pod_of, is_pod_of_any},
     watch::{Forbidden, Watched, watched},
 };
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
 
 /// Deletes a Job, and with it its pod. The Job stays until its pod is gone. That it is gone already is no error.
 pub(super) async fn delete(client: &Client, namespace: &str, name: &str, uid: Option<String>) -> Result<(), ApiError> {
-    let preconditions = uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None });
+    let preconditions = Some(Preconditions { uid, resource_version: None });
     let params = DeleteParams { preconditions, ..DeleteParams::foreground() };
     match limited(Api::<Job>::namespaced(client.clone(), namespace).delete(name, &params)).await {
         Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error),
@@ -38,15 +39,8 @@ pub(super) fn is_live(pod: &Pod) -> bool {
     !matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// Whether a Job was made by tokencache for a TokenCache of this name, be it one that is gone by now.
-fn is_ours(job: &Job, owner: &Owner) -> bool {
-    let is = |reference: &k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference| {
-        reference.kind == "TokenCache" && reference.name == owner.name && reference.controller == Some(true)
-    };
-    job.owner_references().iter().any(is)
-}
-
-fn has_failed(job: &Job) -> bool {
+/// Whether Kubernetes says that a Job has failed.
+pub(super) fn has_failed(job: &Job) -> bool {
     let conditions = job.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().any(|condition| condition.type_ == "Failed" && condition.status == "True")
 }
@@ -66,7 +60,8 @@ fn superfluous<'a>(jobs: &'a [Job], owner: &Owner, keep: usize, ended: Option<&s
     others
 }
 
-async fn list(client: &Client, owner: &Owner) -> Result<Vec<Job>, Failure> {
+/// The Jobs with the TokenCache's label, whoever created them.
+pub(super) async fn list(client: &Client, owner: &Owner) -> Result<Vec<Job>, Failure> {
     let api = Api::<Job>::namespaced(client.clone(), &owner.namespace);
     let jobs = limited(api.list(&ListParams::default().labels(&selector(owner)))).await;
     jobs.map(|jobs| jobs.items).map_err(|error| not_done::<Job>("list", owner, &error))
@@ -93,28 +88,44 @@ pub(super) async fn prune(client: &Client, owner: &Owner, keep: usize, ended: &s
     Ok(())
 }
 
-/// Deletes the Jobs of earlier runs, but for failed ones that are kept, and waits until nothing of them runs.
-pub(super) async fn clear(client: &Client, owner: &Owner, keep: usize, phase: &Phase) -> Result<(), Failure> {
+/// The pods with the label of a run that its Job, the one with this UID, controls.
+pub(super) async fn pods_of(client: &Client, owner: &Owner, run: &str, job: Option<&str>) -> Result<Vec<Pod>, Failure> {
+    let api = Api::<Pod>::namespaced(client.clone(), &owner.namespace);
+    let pods = limited(api.list(&ListParams::default().labels(&format!("{LABEL_RUN}={run}")))).await;
+    let pods = pods.map_err(|error| not_done::<Pod>("list", owner, &error))?;
+    Ok(pods.items.into_iter().filter(|pod| is_pod_of(pod, job)).collect())
+}
+
+/// Deletes the Jobs of earlier runs among these, but for failed ones that are kept, and waits until nothing of them runs.
+/// Those of a TokenCache of the same name that was deleted are the garbage collector's to remove.
+pub(super) async fn clear(
+    client: &Client,
+    owner: &Owner,
+    keep: usize,
+    jobs: &[Job],
+    phase: &Phase,
+) -> Result<(), Failure> {
     phase.set("deleting Jobs of earlier runs".into());
-    let jobs = list(client, owner).await?;
-    let superfluous = superfluous(&jobs, owner, keep, None);
+    let superfluous = superfluous(jobs, owner, keep, None);
     for job in &superfluous {
         if job.metadata.deletion_timestamp.is_none() {
             let deleted = delete(client, &owner.namespace, &job.name_any(), job.uid()).await;
             deleted.map_err(|error| not_done::<Job>("delete", owner, &error))?;
         }
     }
+    let former = jobs.iter().filter(|job| is_of_former(job, owner));
+    let going: Vec<_> = superfluous.into_iter().chain(former).filter_map(|job| job.uid()).collect();
     let pods = Api::<Pod>::namespaced(client.clone(), &owner.namespace);
     let listed = limited(pods.list(&ListParams::default().labels(&selector(owner)))).await;
     let listed = listed.map_err(|error| not_done::<Pod>("list", owner, &error))?;
-    if superfluous.is_empty() && !listed.items.iter().any(is_live) {
+    let counts = |pod: &Pod| is_live(pod) && is_pod_of_any(pod, jobs, owner);
+    if going.is_empty() && !listed.items.iter().any(counts) {
         return Ok(());
     }
     let config = || watcher::Config::default().labels(&selector(owner));
-    let jobs = superfluous.iter().filter_map(|job| job.uid()).collect::<Vec<_>>();
     gone(
         watched(client, &owner.namespace, config()),
-        |job: &Job| jobs.contains(&job.uid().unwrap_or_default()).then(|| format!("Job {}", job.name_any())),
+        |job: &Job| going.contains(&job.uid().unwrap_or_default()).then(|| format!("Job {}", job.name_any())),
         phase,
     )
     .await?;
@@ -122,7 +133,7 @@ pub(super) async fn clear(client: &Client, owner: &Owner, keep: usize, phase: &P
         watched(client, &owner.namespace, config()),
         |pod: &Pod| {
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or("no");
-            is_live(pod)
+            counts(pod)
                 .then(|| format!("pod {} on {node} node", pod.name_any()).replace("on no node", "that has no node"))
         },
         phase,
@@ -170,11 +181,14 @@ async fn gone<K: Resource>(
     Ok(())
 }
 
-/// Waits until no pod of a run can do anything any more but end.
-pub(super) async fn ending(client: &Client, namespace: &str, run: &str) -> Result<(), Forbidden> {
+/// Waits until no pod of a run's Job can do anything any more but end.
+pub(super) async fn ending(client: &Client, namespace: &str, run: &str, job: Option<&str>) -> Result<(), Forbidden> {
     let config = watcher::Config::default().labels(&format!("{LABEL_RUN}={run}"));
-    let goes_on = |pod: &Pod| (is_live(pod) && pod.metadata.deletion_timestamp.is_none()).then(|| pod.name_any());
-    gone(watched(client, namespace, config), goes_on, &Phase::default()).await
+    let runs = |pod: &Pod| {
+        let counts = is_live(pod) && pod.metadata.deletion_timestamp.is_none() && is_pod_of(pod, job);
+        counts.then(|| pod.name_any())
+    };
+    gone(watched(client, namespace, config), runs, &Phase::default()).await
 }
 
 #[cfg(test)]
@@ -184,7 +198,7 @@ mod tests {
     use super::*;
 
     fn owner() -> Owner {
-        Owner { namespace: "ns".into(), name: "a".into(), uid: "new".into() }
+        Owner { namespace: "ns".into(), name: "a".into(), uid: "a".into() }
     }
 
     fn job(name: &str, minute: u32, state: &str, owner: &str) -> Job {
@@ -193,7 +207,7 @@ mod tests {
             "metadata": {
                 "name": name, "uid": name, "creationTimestamp": format!("2026-03-01T12:{minute:02}:00Z"),
                 "ownerReferences": [{
-                    "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": owner, "uid": "old",
+                    "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": owner, "uid": owner,
                     "controller": true,
                 }],
             },

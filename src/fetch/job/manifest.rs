@@ -22,6 +22,8 @@ use crate::{
 pub(super) const COLLECTOR: &str = "tokencache-collect";
 /// The container that makes the file for the result.
 pub(super) const PREPARER: &str = "tokencache-prepare";
+/// Field of a Job's spec since Kubernetes 1.28: no pod is created in the place of one that has not ended.
+pub(super) const REPLACEMENT: &str = "podReplacementPolicy";
 /// Names that begin so are not for users.
 pub(super) const RESERVED: &str = "tokencache-";
 
@@ -101,20 +103,26 @@ pub(super) fn manifest(run: &Run<'_>) -> Value {
         LABEL_MANAGED: "true", LABEL_CACHE: cache_label(&run.owner.name), LABEL_RUN: run.id,
     });
     let mut template = run.job.template.0.clone();
-    let mut metadata = template.get("metadata").cloned().unwrap_or_else(|| json!({}));
+    let mut metadata =
+        template.get_mut("metadata").map(Value::take).filter(Value::is_object).unwrap_or_else(|| json!({}));
     merge(&mut metadata, "labels", &labels);
+    // Policies look at the Job as well as at its pod.
+    let mut of_job = json!({
+        "name": job_name(&run.owner.name, run.id),
+        "namespace": run.owner.namespace,
+        "ownerReferences": [run.owner.reference()],
+    });
+    for field in ["labels", "annotations"] {
+        merge(&mut of_job, field, metadata.get(field).unwrap_or(&Value::Null));
+    }
     let spec = pod_spec(run, template.get_mut("spec").map(Value::take).unwrap_or_default());
     json!({
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {
-            "name": job_name(&run.owner.name, run.id),
-            "namespace": run.owner.namespace,
-            "labels": labels,
-            "ownerReferences": [run.owner.reference()],
-        },
+        "metadata": of_job,
         "spec": {
             "backoffLimit": 0,
+            REPLACEMENT: "Failed",
             "activeDeadlineSeconds": run.deadline.as_secs() + 1,
             "template": {"metadata": metadata, "spec": spec},
         },

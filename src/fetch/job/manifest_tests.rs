@@ -49,6 +49,32 @@ fn the_users_containers_run_in_order_before_the_collector() {
     let labels = &job["spec"]["template"]["metadata"]["labels"];
     assert_eq!(labels[LABEL_RUN], "0123456789abcdef");
     assert_eq!((&labels[LABEL_CACHE], &labels["team"]), (&json!("a"), &json!("blue")));
+    assert_eq!(job["spec"]["podReplacementPolicy"], "Failed");
+}
+
+#[test]
+fn the_job_has_the_labels_and_annotations_of_its_template_but_not_in_place_of_its_own() {
+    let (owner, mut source) = (owner("a"), source(plain()));
+    let theirs = json!({
+        "labels": {"team": "blue", LABEL_CACHE: "b", LABEL_RUN: "x"}, "annotations": {"example.org/why": "policy"},
+    });
+    for (metadata, annotations, team) in [
+        (theirs, json!({"example.org/why": "policy"}), json!("blue")),
+        (json!({"labels": null, "annotations": null}), json!({}), json!(null)),
+        (json!(null), json!({}), json!(null)),
+    ] {
+        source.template.0["metadata"] = metadata;
+        let deadline = Duration::from_secs(300);
+        let run = Run { owner: &owner, job: &source, id: "0123", key: "KEY", deadline, image: "i", state_key: None };
+        let job = manifest(&run);
+        for of in [&job["metadata"], &job["spec"]["template"]["metadata"]] {
+            let labels = &of["labels"];
+            assert_eq!((&labels[LABEL_CACHE], &labels[LABEL_RUN]), (&json!("a"), &json!("0123")));
+            assert_eq!(labels.get("team").cloned().unwrap_or_default(), team);
+        }
+        assert_eq!(job["metadata"]["annotations"], annotations);
+        assert_eq!(job["metadata"]["name"], job_name("a", "0123"));
+    }
 }
 
 #[test]

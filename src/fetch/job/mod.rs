@@ -1,10 +1,12 @@
 //! The source `job`: a container of the user's as the fetch function, each run one Job.
 //!
 //! 1. [`template`]: what the spec may hold; [`leftovers`]: nothing of an earlier run goes on.
-//! 2. [`seal`]: a key pair for this run; [`state`]: what the last run left; [`manifest`], [`security`]: the Job.
-//! 3. [`follow`] watches, [`judge`] says what it means. Whatever ends this, [`ending`] ends the Job.
+//! 2. [`seal`]: a key pair for this run; [`state`]: what the last run left, and the key; [`manifest`], [`security`]:
+//!    the Job.
+//! 3. [`follow`] watches what [`owned`] finds to be the run's, [`judge`] says what it means. Whatever ends this,
+//!    [`ending`] sees to the Job.
 //! 4. The collector in the pod (`tokencache collect`) has sealed the [`result`] to the key; it is opened here, in
-//!    memory alone.
+//!    memory alone. [`run`] has the whole of it.
 
 mod ending;
 mod follow;
@@ -13,7 +15,9 @@ mod fuzz_tests;
 mod judge;
 mod leftovers;
 mod manifest;
+mod owned;
 mod result;
+mod run;
 mod seal;
 mod security;
 mod state;
@@ -21,28 +25,21 @@ mod template;
 mod watch;
 mod words;
 
-use k8s_openapi::api::{
-    batch::v1::Job as KubeJob,
-    core::v1::{Secret, ServiceAccount},
-};
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::{Api, Client, Resource as _};
-use serde_json::Value;
-use tokio_util::task::TaskTracker;
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::run::Runs;
 #[cfg(test)]
 pub(crate) use self::seal::KeyPair;
-use self::{ending::Ending, judge::Verdict, result::JobResult};
 pub(crate) use self::{
     result::{SEALED, failed, read as read_result},
     seal::{MAX_RESULT, SealError, seal},
 };
 use super::{Attempt, Failure, Obtained, Reference};
 use crate::{
-    api::{
-        Invalid, TokenCache,
-        job::Job,
-        names::{FIELD_MANAGER, LABEL_SOURCE},
-    },
+    api::{Invalid, TokenCache, job::Job, names::LABEL_SOURCE},
     lock::Owner,
     observe::{ApiError, limited},
     reason::Reason,
@@ -53,6 +50,8 @@ pub(super) struct Place<'a> {
     pub(super) client: &'a Client,
     /// What must be seen to even when the fetch is dropped.
     pub(super) ends: &'a TaskTracker,
+    /// Cancelled when the process is about to end.
+    pub(super) stopping: &'a CancellationToken,
     /// The collector's image.
     pub(super) image: &'a str,
     pub(super) cache: &'a TokenCache,
@@ -65,7 +64,8 @@ pub(super) fn check(job: &Job) -> Result<(), Invalid> {
 
 /// The objects whose change may unblock it.
 pub(super) fn references(job: &Job) -> impl Iterator<Item = Reference> {
-    template::secrets(job).into_iter().map(|(name, _)| Reference::secret(&name))
+    let account = template::service_account(job).map(Reference::service_account);
+    template::secrets(job).into_iter().map(|(name, _)| Reference::secret(&name)).chain(account)
 }
 
 /// Runs a Job to its end.
@@ -75,64 +75,40 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Jo
     if cache.secret_name() == state::secret_name(&owner) {
         return Err(Failure::new(Reason::InvalidSpec, "spec.target.name: this name is that of the job's state"));
     }
-    allowed(attempt, place, &owner, job).await?;
-    leftovers::clear(client, &owner, job.keep_failed(), &attempt.phase).await?;
-    attempt.phase.set("reading the state of the last run".into());
-    let state = state::look(client, &owner).await?;
-    let keys = seal::KeyPair::generate().map_err(|error| Failure::new(Reason::JobFailed, error.to_string()))?;
-    let id = keys.id();
-    let manifest = manifest::manifest(&manifest::Run {
-        owner: &owner,
-        job,
-        id: &id,
-        key: &keys.public(),
-        deadline: cache.spec.fetch.timeout(),
-        image: place.image,
-        state_key: state.as_ref().and_then(|state| state.key.as_deref()),
-    });
-
-    attempt.phase.set("creating the Job".into());
-    let sent = attempt.clock.now();
-    let name = manifest::job_name(&owner.name, &id);
-    let creation = place.ends.spawn(create(client.clone(), owner.namespace.clone(), manifest));
-    let mut ending =
-        Ending::new(place.ends.clone(), client.clone(), owner.namespace.clone(), name.clone(), id.clone(), creation);
-    let created = match ending.created().await {
-        Some(created) => created.map_err(|error| not_created(&error, job))?,
-        None => return Err(Failure::new(Reason::JobFailed, "the creation of the Job was cut off")),
-    };
-    let sealed = match follow::follow(client, &owner.namespace, &created, &id, &attempt.phase).await {
-        Verdict::Sealed(sealed) => sealed,
-        Verdict::Ended(failure) => {
-            if job.keep_failed() > 0 {
-                ending.keep();
-                // The failure itself is what counts; the next run prunes as well.
-                if let Err(error) = leftovers::prune(client, &owner, job.keep_failed(), &name).await {
-                    tracing::debug!(namespace = owner.namespace, job = name, %error, "older Jobs were not deleted");
-                }
-                return Err(with_look(failure, &owner, &name));
-            }
-            return Err(failure);
+    let store = state::Store::new(client, &owner);
+    let phase = attempt.phase.clone();
+    let until = Instant::now() + cache.spec.fetch.timeout();
+    let runs = Runs { place, job, owner: &owner, store: &store, phase: &phase, clock: attempt.clock, until };
+    phase.set("reading the state of the last run".into());
+    let mut kept = store.look().await?;
+    let mut jobs = leftovers::list(client, &owner).await?;
+    // Before anything else: what an earlier run has learned is kept even if nothing is fetched now.
+    if let Some(begun) = kept.begun()
+        && let Some(found) = owned::job_of(&jobs, &owner, &begun.keys.id())
+    {
+        let adopted = runs.adopt(found, begun, kept).await?;
+        allowed(attempt, place, &owner, job).await?;
+        if let Some(obtained) = adopted {
+            return Ok(obtained);
         }
-        Verdict::Failed(failure) | Verdict::Stuck(failure, _) | Verdict::Deleted(failure) => return Err(failure),
-        Verdict::Going(_) => return Err(Failure::new(Reason::JobFailed, "the Job was lost sight of")),
-    };
-    let unusable = |error: SealError| Failure::new(Reason::InvalidResponse, format!("the sealed result {error}"));
-    let JobResult { token, values, stated, state: left } = result::read(&keys.open(&sealed).map_err(unusable)?)?;
-    if let Some(left) = left {
-        // Before the value: a crash in between costs a run, which begins with the new state. The other way round, a
-        // refresh token that was rotated would be lost, and every later run with it. For the same reason not dropped
-        // with the fetch.
-        let written = place.ends.spawn(state::write(client.clone(), owner, state, id, left)).await;
-        written.map_err(|error| Failure::new(Reason::WriteFailed, format!("the state was not written: {error}")))??;
+        kept = store.look().await?;
+        jobs = leftovers::list(client, &owner).await?;
+    } else {
+        allowed(attempt, place, &owner, job).await?;
     }
-    Ok(Obtained { token, members: stated, values: Some(values), sent, from: format!("Job {name}") })
-}
-
-/// Where a failed Job stays, people may want to look at it.
-fn with_look(failure: Failure, owner: &Owner, name: &str) -> Failure {
-    let message = format!("{} (kubectl describe job {name} -n {})", failure.message, owner.namespace);
-    Failure { message, ..failure }
+    leftovers::clear(client, &owner, job.keep_failed(), &jobs, &phase).await?;
+    let unanswered = kept.begun().filter(|begun| {
+        let run = begun.keys.id();
+        !kept.has_state_of(&run) && owned::job_of(&jobs, &owner, &run).is_none()
+    });
+    let mut running = runs.start(kept, unanswered).await?;
+    if running.is_none() {
+        running = runs.start(store.look().await?, None).await?;
+    }
+    match running {
+        Some(running) => runs.finish(running).await,
+        None => Err(Failure::new(Reason::JobFailed, "another client has a Job with the name of the run's")),
+    }
 }
 
 /// Secrets and service accounts of the template, as of every source, must be opened by their owners: else whoever may
@@ -197,24 +173,4 @@ pub(super) fn switched_off() -> Failure {
     let message = "this controller runs no jobs (--allow-jobs=false): have it started with --allow-jobs=true, or use \
                    another source";
     Failure::new(Reason::SourceNotAllowed, message)
-}
-
-/// Creates a Job. Kubernetes 1.25 and newer refuse fields that they do not know, which else would be dropped silently.
-async fn create(client: Client, namespace: String, manifest: Value) -> ending::Created {
-    let url =
-        format!("{}?fieldManager={FIELD_MANAGER}&fieldValidation=Strict", KubeJob::url_path(&(), Some(&namespace)));
-    let request = http::Request::post(url).header(http::header::CONTENT_TYPE, "application/json");
-    let body = serde_json::to_vec(&manifest).map_err(kube::Error::SerdeError)?;
-    let request = request.body(body).map_err(kube::Error::HttpError)?;
-    limited(client.request(request)).await
-}
-
-/// The API server's own words: they name the template's field, the quota or the policy.
-fn not_created(error: &ApiError, job: &Job) -> Failure {
-    let words = words::brief(&manifest::in_the_users_words(&error.to_string(), job));
-    match error.code() {
-        Some(400 | 422) => Failure::new(Reason::InvalidSpec, format!("Kubernetes refuses the Job: {words}")),
-        _ if error.is_of_server() => Failure::new(Reason::Unreachable, format!("the Job was not created: {words}")),
-        _ => Failure::new(Reason::JobFailed, format!("Kubernetes refuses the Job: {words}")),
-    }
 }

@@ -1,7 +1,7 @@
 //! A result on its way through the pod's status: compressed, then sealed to a key made for one run, as text.
 //!
 //! HPKE in base mode (RFC 9180) with X25519: whoever reads the sealed text without the private key, which only the
-//! controller's memory holds, learns its length and nothing else.
+//! controller's memory and the state's Secret hold, learns its length and nothing else.
 
 use std::fmt;
 
@@ -69,9 +69,20 @@ impl KeyPair {
         Ok(Self { public, private })
     }
 
+    /// From the texts of both keys.
+    pub(super) fn restore(public: &str, private: &str) -> Result<Self, SealError> {
+        let decode = |text| BASE64.decode(text).map_err(|_| SealError::Unusable("a key is not base64"));
+        Ok(Self { public: HpkePublicKey(decode(public)?), private: decode(private)?.into() })
+    }
+
     /// The public key as text.
     pub(crate) fn public(&self) -> String {
         BASE64.encode(&self.public.0)
+    }
+
+    /// The private key as text.
+    pub(super) fn private(&self) -> Zeroizing<String> {
+        Zeroizing::new(BASE64.encode(self.private.secret_bytes()))
     }
 
     /// A short name of the key, different for each.
