@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{api::Invalid, reason::Reason, references::Change, secret::Lifetime};
+use crate::{api::Invalid, fetch::Progress, reason::Reason, references::Change, secret::Lifetime};
 
 /// Namespace and name.
 pub type Key = (String, String);
@@ -57,6 +57,8 @@ pub struct Note {
     pub api_failures: u32,
     /// Ends the run that is going on, or waits for its place.
     pub cancel: Option<CancellationToken>,
+    /// What the run that is going on waits for.
+    pub progress: Option<Progress>,
     /// Whether something called for a look while the run went on.
     pub called: bool,
     /// What the look after a run's end is to wait for.

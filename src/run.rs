@@ -169,6 +169,7 @@ impl Runner {
         ends: &TaskTracker,
     ) -> Result<Ran, RunError> {
         let key = &owner.key();
+        let progress = self.notes.with_known(key, |note| note.progress.clone()).flatten().unwrap_or_default();
         for round in 1..=ROUNDS {
             let current = |cache: &TokenCache| {
                 cache.metadata.uid.as_deref() == Some(&owner.uid) && cache.metadata.deletion_timestamp.is_none()
@@ -214,7 +215,7 @@ impl Runner {
                     biased;
                     () = cancel.cancelled() => return Ok(Ran::Cancelled),
                     () = hold.lost() => Err(lost()),
-                    fetched = self.fetcher.fetch_leaving(cache, ends).instrument(info_span!("fetch")) => fetched,
+                    fetched = self.fetcher.fetch_leaving(cache, ends, &progress).instrument(info_span!("fetch")) => fetched,
                 }
             };
             let fetched_at = self.clock.now();

@@ -82,6 +82,28 @@ pub fn at_expiry(observed: &Observed<'_>, now: DateTime<Utc>) -> TokenCacheStatu
     derive(observed, observed.cache.status.clone().unwrap_or_default(), now)
 }
 
+/// The status during a run, with what that waits for: nothing to tell where it is empty, and not known to this replica
+/// where it is `None`.
+#[must_use]
+pub fn during_run(observed: &Observed<'_>, waits_for: Option<&str>, now: DateTime<Utc>) -> TokenCacheStatus {
+    let pending =
+        |status: &TokenCacheStatus| condition(Some(status), READY) == Some(("False", Reason::Pending.as_str()));
+    let before = observed.cache.status.as_ref().filter(|status| pending(status));
+    let before = before.and_then(|status| status.conditions.iter().find(|condition| condition.type_ == READY));
+    let mut status = at_expiry(observed, now);
+    if !pending(&status) {
+        return status;
+    }
+    if let Some(ready) = status.conditions.iter_mut().find(|condition| condition.type_ == READY) {
+        match (waits_for, before) {
+            (Some(""), _) | (None, None) => {}
+            (Some(what), _) => ready.message = format!("{}: {what}", ready.message),
+            (None, Some(before)) => ready.message.clone_from(&before.message),
+        }
+    }
+    status
+}
+
 /// Fills in all that follows from the rest. The same on every replica at every time between two changes, so that it is
 /// written once.
 fn derive(observed: &Observed<'_>, mut status: TokenCacheStatus, now: DateTime<Utc>) -> TokenCacheStatus {

@@ -8,19 +8,19 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::tend::{Context, LOOK_AGAIN, at};
 use crate::{
     api::TokenCache,
-    fetch::destination,
+    fetch::{Progress, destination},
     notes::Key,
     observe::{ApiError, checked, observed},
     plan::{Observed, Plan, decide},
     run::{Ran, RunError},
     secret::SecretState,
-    status::{READY, at_expiry, condition},
+    status::{READY, condition, during_run},
     store::remove,
 };
 
@@ -30,6 +30,8 @@ const BUSY: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The same for one that waits for its place: of a crowd of new objects most do, and each report costs requests.
 const QUEUED: Duration = Duration::from_secs(30);
+/// How long what a run waits for must last before it is reported.
+const LASTING: Duration = Duration::from_secs(1);
 
 impl Context {
     /// Begins a run in a task of its own, whose end has the object looked at again.
@@ -40,7 +42,10 @@ impl Context {
         let moments = [self.until_expiry(seen, self.runner.clock.now()), fresh.then_some(QUEUED)];
         let (context, key, destination) = (self.clone(), key.clone(), destination(&cache.spec));
         self.runs.spawn(async move {
-            let run = context.reporting(&key, moments, context.run(&key, destination, fresh, &cancel));
+            let run = context.run(&key, destination, fresh, &cancel);
+            // While it waits for its place there is nothing else to tell.
+            let none = Progress::default();
+            let run = context.reporting(&key, moments, &none, run);
             let ran = AssertUnwindSafe(Box::pin(run)).catch_unwind().await.unwrap_or_else(|_| {
                 tracing::error!(namespace = key.0, name = key.1, "a run ended unexpectedly");
                 Ok(Ran::Busy { retry_in: BUSY, holder: None })
@@ -101,19 +106,33 @@ impl Context {
         }
     }
 
-    /// Runs. At these moments from now, status is brought in line meanwhile.
+    /// Runs. At these moments from now, and when what the run waits for changes, status is brought in line meanwhile.
     async fn reporting(
         &self,
         key: &Key,
         moments: [Option<Duration>; 2],
+        progress: &Progress,
         running: impl Future<Output = Result<Ran, RunError>>,
     ) -> Result<Ran, RunError> {
         let mut moments: Vec<Duration> = moments.into_iter().flatten().collect();
         moments.sort_unstable();
-        let (started, mut running) = (Instant::now(), pin!(running));
-        for moment in moments {
+        let mut moments = moments.into_iter().peekable();
+        let (started, mut changes, mut running) = (Instant::now(), progress.changes(), pin!(running));
+        loop {
+            let moment = moments.peek().map(|moment| started + *moment);
+            let changed = async {
+                // An error would say that nobody tells of changes any more.
+                if changes.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                sleep(LASTING).await;
+            };
+            tokio::select! {
+                ran = &mut running => return ran,
+                () = sleep_until(moment.unwrap_or(started)), if moment.is_some() => drop(moments.next()),
+                () = changed => {}
+            }
             let report = async {
-                sleep_until(started + moment).await;
                 // On the heap, so that who waits for a place takes little.
                 if let Err(error) = Box::pin(self.report_meanwhile(key)).await {
                     tracing::debug!(namespace = key.0, name = key.1, %error, "not reported during a run");
@@ -124,7 +143,6 @@ impl Context {
                 () = report => {}
             }
         }
-        running.await
     }
 
     /// Waits for a place, and runs what the watch shows by then.
@@ -149,8 +167,11 @@ impl Context {
             // Another replica may have been faster: it is looked at anew.
             return Ok(Ran::Cancelled);
         }
+        let progress = Progress::default();
+        self.runner.notes.with(key, |note| note.progress = Some(progress.clone()));
         let run = Box::pin(self.runner.run(cache, metadata.as_deref(), cancel));
-        let mut ran = self.reporting(key, [fresh.then_some(PATIENCE), None], run).await;
+        let mut ran = self.reporting(key, [fresh.then_some(PATIENCE), None], &progress, run).await;
+        self.runner.notes.with_known(key, |note| note.progress = None);
         if let Ok(Ran::Busy { retry_in, holder }) = &mut ran {
             // Looked at in between, so that a renewal is seen when it comes and not a duration later; and at expiry.
             let expiry = self.until_expiry(&seen(), self.runner.clock.now());
@@ -185,9 +206,11 @@ impl Context {
             remove(&self.runner.client, &key.0, cache.secret_name(), &stored).await?;
             seen.secret = SecretState::Absent;
         }
-        let runs = cache.runs();
-        let wanted =
-            |cache: &TokenCache| (cache.runs() == runs).then(|| at_expiry(&Observed { cache, ..seen.clone() }, now));
+        let (runs, waits_for) = (cache.runs(), note.progress.as_ref().map(Progress::waits_for));
+        let wanted = |cache: &TokenCache| {
+            let seen = Observed { cache, ..seen.clone() };
+            (cache.runs() == runs).then(|| during_run(&seen, waits_for.as_deref(), now))
+        };
         self.runner.reporter.report(key, cache, wanted).await.map(|_| ())
     }
 }

@@ -39,6 +39,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
@@ -145,17 +146,59 @@ struct Obtained {
     from: String,
 }
 
+/// What a fetch waits for, where that may take long and people can do something about it. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<watch::Sender<String>>);
+
+impl Progress {
+    /// What it waits for; empty where there is nothing to tell.
+    #[must_use]
+    pub fn waits_for(&self) -> String {
+        self.0.borrow().clone()
+    }
+
+    /// Notified of each change.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<String> {
+        self.0.subscribe()
+    }
+
+    fn set(&self, what: &str) {
+        self.0.send_if_modified(|known| {
+            let changed = known != what;
+            if changed {
+                what.clone_into(known);
+            }
+            changed
+        });
+    }
+}
+
 /// What an attempt is doing, for the message when its time is up.
 #[derive(Clone, Default)]
-struct Phase(Arc<Mutex<String>>);
+struct Phase {
+    doing: Arc<Mutex<String>>,
+    progress: Progress,
+}
 
 impl Phase {
     fn set(&self, phase: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+        self.progress.set("");
+        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    /// The same, where it may take long.
+    fn wait(&self, what: String) {
+        self.progress.set(&what);
+        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    fn waits(&self) -> bool {
+        !self.progress.0.borrow().is_empty()
     }
 
     fn get(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.doing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -193,7 +236,7 @@ impl Fetcher {
     /// Why there is no value.
     pub async fn fetch(&self, cache: &TokenCache) -> Result<Fetched, Failure> {
         let ends = TaskTracker::new();
-        let fetched = self.fetch_leaving(cache, &ends).await;
+        let fetched = self.fetch_leaving(cache, &ends, &Progress::default()).await;
         ends.close();
         ends.wait().await;
         fetched
@@ -204,9 +247,14 @@ impl Fetcher {
     ///
     /// # Errors
     /// Why there is no value.
-    pub async fn fetch_leaving(&self, cache: &TokenCache, ends: &TaskTracker) -> Result<Fetched, Failure> {
+    pub async fn fetch_leaving(
+        &self,
+        cache: &TokenCache,
+        ends: &TaskTracker,
+        progress: &Progress,
+    ) -> Result<Fetched, Failure> {
         let limit = cache.spec.fetch.timeout();
-        let phase = Phase::default();
+        let phase = Phase { progress: progress.clone(), ..Phase::default() };
         tokio::time::timeout(limit, Box::pin(self.attempt(cache, phase.clone(), ends))).await.unwrap_or_else(|_| {
             let message = format!("not done within {limit:?} (spec.fetch.timeout) while {}", phase.get());
             Err(Failure::new(Reason::Timeout, message))

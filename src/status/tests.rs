@@ -158,3 +158,26 @@ fn that_a_value_expired_stays_known_after_its_secret_was_removed_for_it() {
     // Deleted by hand before it expired.
     assert_eq!(ready_of(&at_rest(&observed(&removed, None), at(-1.0))).1, "Pending");
 }
+
+#[test]
+fn what_a_run_waits_for_is_part_of_pending_and_other_replicas_leave_it_there() {
+    let cache = cache(json!({}), json!(null));
+    let message = |status: &TokenCacheStatus| ready_of(status).2.to_owned();
+    let plain = "the first value is being fetched";
+    let told = during_run(&observed(&cache, None), Some("no node takes the pod"), start());
+    assert_eq!(message(&told), format!("{plain}: no node takes the pod"));
+    let known = TokenCache { status: Some(told), ..cache.clone() };
+    for (waits_for, expected) in [
+        (None, format!("{plain}: no node takes the pod")),
+        (Some("another reason"), format!("{plain}: another reason")),
+        (Some(""), plain.to_owned()),
+    ] {
+        assert_eq!(message(&during_run(&observed(&known, None), waits_for, start())), expected);
+    }
+    assert_eq!(message(&during_run(&observed(&cache, None), None, start())), plain);
+    // With a value it is of no interest.
+    let valid = observed(&known, Some(stored(&known, lifetime(0.0, 100.0))));
+    assert!(
+        message(&during_run(&valid, Some("no node takes the pod"), start())).starts_with("the value is valid until")
+    );
+}

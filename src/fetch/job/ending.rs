@@ -17,6 +17,7 @@ use super::{
     follow::follow,
     judge::Verdict,
     leftovers::{delete, ending, pods_of},
+    owned::is_on_node,
     result,
     state::{Begun, NotStored, Store},
 };
@@ -164,10 +165,8 @@ impl Unfinished {
         };
         if suspended || is_late {
             let pods = pods_of(&self.client, &self.owner, &run, job.metadata.uid.as_deref()).await;
-            let on_node =
-                |pod: &k8s_openapi::api::core::v1::Pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
             // Nothing of it has begun.
-            if pods.is_ok_and(|pods| !pods.iter().any(on_node)) {
+            if pods.is_ok_and(|pods| !pods.iter().any(is_on_node)) {
                 return Fate::Delete;
             }
         }

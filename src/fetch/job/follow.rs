@@ -72,6 +72,11 @@ pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &st
                 stuck = None;
                 None
             }
+            Verdict::Waiting(what) => {
+                phase.wait(what);
+                stuck = None;
+                None
+            }
             Verdict::Stuck(failure, patience) => {
                 let until = *stuck.get_or_insert_with(Instant::now) + patience;
                 if Instant::now() >= until {

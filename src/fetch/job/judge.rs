@@ -37,6 +37,8 @@ pub(super) struct Seen {
 pub(super) enum Verdict {
     /// It goes on; what it is doing.
     Going(String),
+    /// It waits for something that may take long, and that people can do something about.
+    Waiting(String),
     /// It may come to nothing: a failure, if nothing better is seen for so long.
     Stuck(Failure, Duration),
     /// Its pod is being deleted: the Job has to go before Kubernetes makes another pod in its place. Why, may be seen
@@ -164,7 +166,7 @@ fn judge_pod(pod: &Pod, seen: &Seen) -> Verdict {
     {
         let message = brief(unscheduled.message.as_deref().unwrap_or_default());
         // An autoscaler takes minutes to bring a node, and starts over with each new pod.
-        return Verdict::Going(format!("no node takes the pod (Unschedulable): {message}"));
+        return Verdict::Waiting(format!("no node takes the pod (Unschedulable): {message}"));
     }
     let running = inits
         .iter()

@@ -53,6 +53,7 @@ fn judged(pod: Value, job: Value, events: Value) -> Verdict {
 fn told(verdict: &Verdict) -> (&'static str, String) {
     match verdict {
         Verdict::Going(doing) => ("going", doing.clone()),
+        Verdict::Waiting(what) => ("waiting", what.clone()),
         Verdict::Stuck(failure, _) => ("stuck", failure.to_string()),
         Verdict::Deleted(failure) => ("deleted", failure.to_string()),
         Verdict::Sealed(text) => ("sealed", text.clone()),
@@ -178,7 +179,7 @@ fn each_state_of_a_pod_has_its_own_meaning() {
             ),
             json!(null),
             json!([]),
-            "going",
+            "waiting",
             "no node takes the pod (Unschedulable): 0/1 nodes",
         ),
         (

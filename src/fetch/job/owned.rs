@@ -45,6 +45,11 @@ pub(super) fn is_pod_of(pod: &Pod, job: Option<&str>) -> bool {
     of.is_some() && of == job
 }
 
+/// Whether a node has taken a pod, so that it may have begun.
+pub(super) fn is_on_node(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())
+}
+
 /// Whether a pod is one of a TokenCache's runs. The pod of a Job that was deleted in the background outlives it for a
 /// moment, and is told by the Job's name.
 pub(super) fn is_pod_of_any(pod: &Pod, jobs: &[Job], owner: &Owner) -> bool {

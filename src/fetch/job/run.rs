@@ -1,14 +1,14 @@
 //! One run: from the key to the Job, and from the Job to its result. Also of a run that an earlier holder of the Lease
 //! began and left.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::batch::v1::Job as KubeJob;
 use kube::{Api, Resource as _, ResourceExt as _};
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{
     Place,
@@ -17,7 +17,7 @@ use super::{
     judge::{Seen, Verdict, judge},
     leftovers::{has_failed, pods_of, prune},
     manifest,
-    owned::is_ours,
+    owned::{is_on_node, is_ours},
     result::{self, JobResult},
     seal::{KeyPair, SealError},
     state::{Begun, Kept, NotStored, Store},
@@ -27,11 +27,14 @@ use crate::{
     api::{job::Job, names::FIELD_MANAGER},
     fetch::{Failure, Obtained, Phase, expiry},
     lock::Owner,
-    observe::{ApiError, limited},
+    observe::{ApiError, limited, live},
     reason::Reason,
     secret::fetch_hash,
     time::Clock,
 };
+
+/// How often to look for a change of the spec while no node takes the pod.
+const RECHECK: Duration = Duration::from_secs(5);
 
 /// What the runs of one TokenCache need.
 pub(super) struct Runs<'a> {
@@ -150,7 +153,15 @@ impl Runs<'_> {
         let Running { job, begun, sent, kept, ending } = running;
         let Place { client, .. } = *self.place;
         let (id, name) = (begun.keys.id(), job.name_any());
-        match Box::pin(follow(client, &self.owner.namespace, &job, &id, self.phase)).await {
+        let followed = Box::pin(follow(client, &self.owner.namespace, &job, &id, self.phase));
+        let verdict = tokio::select! {
+            verdict = followed => verdict,
+            () = self.outdated(&job, &begun) => {
+                let message = "the spec was changed while no node had taken the pod";
+                Verdict::Failed(Failure::new(Reason::JobFailed, message))
+            }
+        };
+        match verdict {
             Verdict::Sealed(sealed) => self.take(Running { job, begun, sent, kept, ending }, &sealed).await,
             Verdict::Ended(failure) => {
                 self.store.forget(kept, &id).await;
@@ -175,7 +186,29 @@ impl Runs<'_> {
                 ending.leave();
                 Err(failure)
             }
-            Verdict::Going(_) => Err(Failure::new(Reason::JobFailed, "lost track of the Job")),
+            Verdict::Going(_) | Verdict::Waiting(_) => Err(Failure::new(Reason::JobFailed, "lost track of the Job")),
+        }
+    }
+
+    /// Waits until the spec is another one than the Job's, and no node has taken the pod: the next pod may find one.
+    async fn outdated(&self, job: &KubeJob, begun: &Begun) {
+        loop {
+            sleep(RECHECK).await;
+            if self.phase.waits() && self.is_outdated(job, begun).await {
+                return;
+            }
+        }
+    }
+
+    async fn is_outdated(&self, job: &KubeJob, begun: &Begun) -> bool {
+        let Place { client, .. } = *self.place;
+        match live(client, &self.owner.key()).await {
+            Ok(Some(cache)) if fetch_hash(&cache.spec) != begun.fetch_hash => {
+                let uid = job.metadata.uid.as_deref();
+                let pods = pods_of(client, self.owner, &begun.keys.id(), uid).await;
+                pods.is_ok_and(|pods| !pods.iter().any(is_on_node))
+            }
+            _ => false,
         }
     }
 

@@ -3,6 +3,7 @@
 mod owners;
 mod recovery;
 mod refused;
+mod waiting;
 
 use std::{collections::BTreeSet, fs};
 
