@@ -78,6 +78,7 @@ pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: 
     Observed {
         cache,
         invalid: note.checked.as_ref().and_then(|(_, invalid)| invalid.as_deref()),
+        secret_name: cache.secret_name(),
         secret: read(cache, metadata, verified),
         exact: note.exact.as_ref().filter(|(known, _)| Some(known) == version).map(|(_, lifetime)| *lifetime),
         exact_retry: note.retry.filter(|at| Some(ceil(*at)) == next_retry_at),

@@ -21,7 +21,9 @@ pub struct Observed<'a> {
     pub cache: &'a TokenCache,
     /// What is wrong with its spec.
     pub invalid: Option<&'a Invalid>,
-    /// The Secret of the target's name.
+    /// Name of the Secret that was observed. The object may have another one by the time this is reported.
+    pub secret_name: &'a str,
+    /// The Secret of that name.
     pub secret: SecretState,
     /// The lifetime of the value in the Secret to the fraction of a second, where this process wrote it.
     pub exact: Option<Lifetime>,
@@ -86,7 +88,7 @@ impl Observed<'_> {
     pub fn stored(&self) -> Option<&Stored> {
         match &self.secret {
             SecretState::Owned(stored) => Some(stored),
-            SecretState::Absent | SecretState::Foreign(_) => None,
+            SecretState::Absent | SecretState::Leftover | SecretState::Foreign(_) => None,
         }
     }
 
@@ -133,8 +135,8 @@ impl Observed<'_> {
             return Some((Reason::InvalidSpec, invalid.to_string()));
         }
         if let SecretState::Foreign(whose) = &self.secret {
-            let (namespace, name) = (self.cache.metadata.namespace.as_deref(), self.cache.secret_name());
-            let namespace = namespace.unwrap_or_default();
+            let namespace = self.cache.metadata.namespace.as_deref().unwrap_or_default();
+            let name = self.secret_name;
             return Some((
                 Reason::SecretNotOwned,
                 format!(
@@ -151,11 +153,25 @@ impl Observed<'_> {
         (stands && !gone).then(|| (reason, failure.message.clone()))
     }
 
+    /// Whether the last failure answered a request that was made while the value was valid. If that is gone since, a
+    /// lazy one is not fetched again before somebody asks.
+    #[must_use]
+    pub fn failed_while_valid(&self) -> bool {
+        let Some(status) = self.cache.status.as_ref().filter(|status| status.failures > 0) else { return false };
+        let Some(failed_at) = status.last_failure.as_ref().and_then(|failure| failure.time) else { return false };
+        // Status names the expiry of a Secret that is gone until that is reported.
+        let expires_at = match self.lifetime() {
+            Some(lifetime) => Some(lifetime.expires_at),
+            None => status.expires_at.filter(|_| status.fetched_at.is_some()),
+        };
+        expires_at.is_some_and(|expiry| !expiry.is_past(failed_at))
+    }
+
     /// Why and when the next fetch is due, before backoff. `None`: not until something changes.
     fn due(&self, now: DateTime<Utc>) -> Option<(Why, DateTime<Utc>)> {
         let lazy = self.cache.spec.refresh.policy == RefreshPolicy::Lazy;
         // A lazy fetch that was asked for and failed is repeated while there is no value.
-        let wanted = !lazy || self.failures() > 0;
+        let wanted = !lazy || (self.failures() > 0 && !self.failed_while_valid());
         let Some(stored) = self.stored() else {
             let expired = self.cache.status.as_ref().and_then(|status| status.expires_at);
             let why = match expired {
@@ -193,6 +209,9 @@ pub fn decide(observed: &Observed<'_>, now: DateTime<Utc>) -> Plan {
         && stored.lifetime.is_some_and(|lifetime| lifetime.expires_at.is_past(now))
     {
         return Plan::RemoveExpired(stored.clone());
+    }
+    if observed.secret == SecretState::Leftover && observed.invalid.is_none() {
+        return Plan::Sleep(None);
     }
     // A request is met at once, backoff or not, even where the last run was refused: the asker may know better. So is
     // the deletion of the Secret, which is a request as well. What the spec or a foreign Secret forbids, none allows.

@@ -15,7 +15,6 @@ use crate::{
     observe::{ApiError, limited, live},
     reason::Reason,
     status::{READY, STALLED, condition},
-    store::remove_former,
 };
 
 /// Writes status and events.
@@ -85,15 +84,6 @@ impl Reporter {
         status: &TokenCacheStatus,
     ) -> Result<bool, ApiError> {
         let old = cache.status.clone().unwrap_or_default();
-        let mut status = status.clone();
-        if let Some(former) = old.secret_name.as_ref().filter(|former| Some(*former) != status.secret_name.as_ref())
-            && let Err(error) = remove_former(&self.client, cache, former).await
-        {
-            tracing::warn!(namespace, name, former, %error, "the Secret of the former target.name was not removed");
-            // So that it is tried again.
-            status.secret_name = Some(former.clone());
-        }
-        let status = &status;
         let Some(change) = change(&old, status) else { return Ok(false) };
         let patch = json!({
             "metadata": { "uid": cache.metadata.uid, "resourceVersion": cache.metadata.resource_version },

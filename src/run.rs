@@ -138,6 +138,12 @@ impl Runner {
                 self.metrics.acquisition("busy");
                 return Ok(Ran::Busy { retry_in, holder });
             }
+            Ok(Acquired::Leftover(retry_in)) => {
+                self.metrics.acquisition("busy");
+                let lease = format!("Lease {}/{}", owner.namespace, owner.lease_name());
+                self.report_waiting(&key, cache, watched, &lease).await?;
+                return Ok(Ran::Busy { retry_in, holder: None });
+            }
             Err(error @ LockError::NotOwned { .. }) => {
                 self.metrics.acquisition("error");
                 let failure = Failure::new(Reason::LeaseNotOwned, error.to_string());

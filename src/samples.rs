@@ -61,6 +61,7 @@ pub(crate) fn observed(cache: &TokenCache, secret: Option<Stored>) -> Observed<'
     Observed {
         cache,
         invalid: None,
+        secret_name: cache.secret_name(),
         secret: secret.map_or(SecretState::Absent, SecretState::Owned),
         exact: None,
         exact_retry: None,

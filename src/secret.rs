@@ -1,5 +1,7 @@
 //! The Secret that should be, from the spec and a value; and what a Secret that is there tells about its value.
 
+mod target_keys;
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -11,7 +13,7 @@ use crate::{
         ExpiresAt, RetentionPolicy, TokenCache, TokenCacheSpec,
         names::{
             ANNOTATION_CHANGED_AT, ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCH_HASH,
-            ANNOTATION_FETCHED_AT, LABEL_MANAGED,
+            ANNOTATION_FETCHED_AT, FIELD_MANAGER, LABEL_MANAGED, RESERVED_PREFIX, is_state_name,
         },
     },
     lock::Owner,
@@ -61,6 +63,9 @@ pub struct Stored {
 pub enum SecretState {
     /// There is none.
     Absent,
+    /// It belongs to a TokenCache of the same name that was deleted, and is about to be removed by Kubernetes' garbage
+    /// collector.
+    Leftover,
     /// It belongs to somebody else, who is named for people.
     Foreign(String),
     /// It belongs to the TokenCache.
@@ -75,13 +80,19 @@ pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<
     match owner {
         None => return SecretState::Foreign("has no controlling owner".into()),
         Some(owner) if Some(&owner.uid) != cache.metadata.uid.as_ref() => {
-            let former = owner.kind == "TokenCache" && Some(&owner.name) == cache.metadata.name.as_ref();
-            return SecretState::Foreign(if former {
-                "belongs to a TokenCache of this name that was deleted, and waits for Kubernetes' garbage collector"
-                    .into()
-            } else {
-                format!("belongs to the {} {}", owner.kind, owner.name)
-            });
+            let former = owner.kind == "TokenCache"
+                && owner.api_version.starts_with(RESERVED_PREFIX)
+                && Some(&owner.name) == cache.metadata.name.as_ref();
+            let managed = metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_MANAGED));
+            return match (former, managed) {
+                (true, true) => SecretState::Leftover,
+                // Its removal will not be noticed.
+                (true, false) => SecretState::Foreign(
+                    "belongs to a TokenCache of this name that was deleted, and waits for Kubernetes' garbage collector"
+                        .into(),
+                ),
+                (false, _) => SecretState::Foreign(format!("belongs to the {} {}", owner.kind, owner.name)),
+            };
         }
         Some(_) => {}
     }
@@ -113,6 +124,27 @@ pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<
     })
 }
 
+/// Whether a Secret holds a value that was fetched for the TokenCache with this metadata, whatever the Secret's name is. The
+/// state of its job is none.
+#[must_use]
+pub fn holds_value(cache: &ObjectMeta, secret: &ObjectMeta) -> bool {
+    let owner = secret.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let annotated = |key| secret.annotations.as_ref().is_some_and(|map| map.contains_key(key));
+    cache.uid.is_some()
+        && owner.map(|owner| &owner.uid) == cache.uid.as_ref()
+        && annotated(ANNOTATION_FETCH_HASH)
+        && annotated(ANNOTATION_EXPIRES_AT)
+        && !secret.name.as_deref().is_some_and(is_state_name)
+}
+
+/// When tokencache last wrote to the Secret, by the API server's clock. Only a live read has it.
+#[must_use]
+pub fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
+    let entries = metadata.managed_fields.iter().flatten();
+    let ours = entries.filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
+    ours.filter_map(|entry| time::from_kube(entry.time.as_ref()?)).max()
+}
+
 /// The first label or annotation that should be there and is not, or has another value.
 fn missing_label(cache: &TokenCache, metadata: &ObjectMeta) -> Option<String> {
     let target = &cache.spec.target;
@@ -127,7 +159,14 @@ fn missing_label(cache: &TokenCache, metadata: &ObjectMeta) -> Option<String> {
     label.map(|(key, _)| format!("the label {key}")).or(annotation.map(|(key, _)| format!("the annotation {key}")))
 }
 
-/// The Secret that should be: what other hands put on the one that is there stays.
+/// Whether which of a Secret's labels and annotations come from an earlier `target` is known only with its
+/// `managedFields`.
+#[must_use]
+pub fn needs_managed_fields(cache: &TokenCache, found: &ObjectMeta) -> bool {
+    target_keys::are_unknown(&cache.spec.target, found)
+}
+
+/// The Secret that should be: what other clients put on the one that is there stays.
 #[must_use]
 pub fn desired(
     cache: &TokenCache,
@@ -146,6 +185,7 @@ pub fn desired(
         metadata.uid = found.uid.clone();
         metadata.labels = found.labels.clone();
         metadata.annotations = found.annotations.clone();
+        metadata.managed_fields = found.managed_fields.clone();
         metadata.finalizers = found.finalizers.clone();
         metadata.owner_references = found.owner_references.clone();
     }
@@ -153,11 +193,11 @@ pub fn desired(
     if !owners.iter().any(|reference| reference.uid == owner.uid) {
         owners.push(owner.reference());
     }
-    let labels = metadata.labels.get_or_insert_default();
-    labels.extend(cache.spec.target.labels.clone());
-    labels.insert(LABEL_MANAGED.to_owned(), "true".to_owned());
+    target_keys::replace(&cache.spec.target, &mut metadata);
+    // The API server keeps them by itself.
+    metadata.managed_fields = None;
+    metadata.labels.get_or_insert_default().insert(LABEL_MANAGED.to_owned(), "true".to_owned());
     let annotations = metadata.annotations.get_or_insert_default();
-    annotations.extend(cache.spec.target.annotations.clone());
     annotations.insert(ANNOTATION_EXPIRES_AT.to_owned(), lifetime.expires_at.whole_seconds().to_string());
     annotations.insert(ANNOTATION_FETCHED_AT.to_owned(), time::rfc3339(lifetime.fetched_at));
     annotations.insert(ANNOTATION_FETCH_HASH.to_owned(), fetch_hash(&cache.spec));

@@ -37,8 +37,8 @@ pub struct Ended<'a> {
 /// The status after a run. The caller has put into `observed` the Secret as the run left it.
 #[must_use]
 pub fn after_run(observed: &Observed<'_>, ended: &Ended<'_>, now: DateTime<Utc>) -> TokenCacheStatus {
-    let mut status = observed.cache.status.clone().unwrap_or_default();
-    status.runs = status.runs.saturating_add(1);
+    let mut status = before(observed);
+    status.runs = next_run(status.runs);
     status.last_run_by = Some(ended.by.to_owned());
     // Who asked before the run ended is answered by it.
     status.refresh_requested = None;
@@ -71,15 +71,62 @@ pub fn after_run(observed: &Observed<'_>, ended: &Ended<'_>, now: DateTime<Utc>)
 /// The status where no run is called for: what the Secret and the spec say, with the counts as they were.
 #[must_use]
 pub fn at_rest(observed: &Observed<'_>, now: DateTime<Utc>) -> TokenCacheStatus {
-    let mut status = observed.cache.status.clone().unwrap_or_default();
+    let mut status = before(observed);
     status.observed_generation = observed.cache.metadata.generation;
+    let lazy = observed.cache.spec.refresh.policy == RefreshPolicy::Lazy;
+    if lazy && observed.lifetime().is_none() && observed.failed_while_valid() {
+        // Nobody has asked since, and this is not known any more once status does not name the expiry.
+        status.failures = 0;
+        status.next_retry_at = None;
+    }
     derive(observed, status, now)
 }
 
 /// The status at the moment of expiry, while a run is going on: the generation is not dealt with yet.
 #[must_use]
 pub fn at_expiry(observed: &Observed<'_>, now: DateTime<Utc>) -> TokenCacheStatus {
-    derive(observed, observed.cache.status.clone().unwrap_or_default(), now)
+    let before = before(observed);
+    let fetched_at = before.fetched_at;
+    let mut status = derive(observed, before, now);
+    // By it a deleted Secret is known as such until a run has dealt with it.
+    status.fetched_at = status.fetched_at.or(fetched_at);
+    status
+}
+
+/// The status while a run waits for an object that Kubernetes' garbage collector is about to remove: like that during a
+/// run, and `Ready` says what is waited for.
+#[must_use]
+pub fn while_waiting(observed: &Observed<'_>, for_what: &str, now: DateTime<Utc>) -> TokenCacheStatus {
+    let mut status = at_expiry(observed, now);
+    let ready = status.conditions.iter_mut().find(|condition| condition.type_ == READY);
+    if let Some(ready) = ready.filter(|ready| ready.reason == Reason::Pending.as_str()) {
+        ready.message = waiting_note(for_what);
+    }
+    status
+}
+
+fn waiting_note(for_what: &str) -> String {
+    format!(
+        "waiting for Kubernetes' garbage collector to remove {for_what} of a deleted TokenCache of the same name; a value \
+         is fetched as soon as that is done"
+    )
+}
+
+/// The status as it was, as far as it is about the Secret that was observed.
+fn before(observed: &Observed<'_>) -> TokenCacheStatus {
+    let mut status = observed.cache.status.clone().unwrap_or_default();
+    if status.secret_name.as_deref() != Some(observed.secret_name) {
+        status.secret_resource_version = None;
+        status.secret_name = Some(observed.secret_name.to_owned());
+    }
+    status
+}
+
+/// The number of runs after one more. It always changes, and that is what those who wait for a run look for: anyone who
+/// may patch the status can write the largest number that there is.
+#[must_use]
+pub fn next_run(runs: i64) -> i64 {
+    runs.checked_add(1).unwrap_or(1)
 }
 
 /// The status during a run, with what that waits for: nothing to tell where it is empty, and not known to this replica
@@ -130,9 +177,6 @@ fn derive(observed: &Observed<'_>, mut status: TokenCacheStatus, now: DateTime<U
     }
     if spec.suspend || observed.invalid.is_some() {
         status.refresh_at = None;
-    }
-    if observed.stored().is_some() || status.secret_name.is_none() {
-        status.secret_name = Some(cache.secret_name().to_owned());
     }
     status.source = spec.fetch.source().map(|source| source.name().to_owned());
     let refusal = if spec.suspend { None } else { observed.refusal() };
@@ -188,7 +232,13 @@ fn ready(
     if spec.refresh.policy == RefreshPolicy::Lazy && observed.secret == SecretState::Absent {
         return (false, Reason::Cleared, "no value: it is fetched when a consumer asks for it".into());
     }
-    (false, Reason::Pending, "the first value is being fetched".into())
+    if observed.secret == SecretState::Leftover {
+        let namespace = observed.cache.metadata.namespace.as_deref().unwrap_or_default();
+        let secret = format!("Secret {namespace}/{}", observed.secret_name);
+        return (false, Reason::Pending, waiting_note(&secret));
+    }
+    let which = if status.runs == 0 { "the first" } else { "a new" };
+    (false, Reason::Pending, format!("{which} value is being fetched"))
 }
 
 /// A sentence for those whose `renewBefore` cannot be kept.

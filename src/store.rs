@@ -12,12 +12,13 @@ use serde_json::json;
 use crate::{
     api::{
         ExpiresAt, TokenCache,
-        names::{ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, FIELD_MANAGER},
+        names::{ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, FIELD_MANAGER, is_state_name},
     },
     lock::Owner,
-    observe::{ApiError, limited, live_secret},
+    notes::Key,
+    observe::{ApiError, limited, live, live_secret},
     sealed::{SealedSecret, SecretBytes},
-    secret::{Lifetime, SecretState, Stored, desired, read},
+    secret::{Lifetime, Stored, desired, holds_value, needs_managed_fields},
 };
 
 /// How a write of the Secret ended.
@@ -45,8 +46,13 @@ pub async fn put(
     lifetime: Lifetime,
 ) -> Result<Written, ApiError> {
     let api = Api::<SealedSecret>::namespaced(client.clone(), &owner.namespace);
-    let mut secret = desired(cache, owner, found, data, lifetime);
     let name = cache.secret_name();
+    let whole = match found.filter(|found| needs_managed_fields(cache, found)) {
+        // If it has changed meanwhile, the write is refused.
+        Some(found) => live_secret(client, &owner.namespace, name).await?.filter(|whole| is_same_version(whole, found)),
+        None => None,
+    };
+    let mut secret = desired(cache, owner, whole.as_ref().or(found), data, lifetime);
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     let mut exists = found.is_some();
     let mut tries = 0;
@@ -96,6 +102,10 @@ pub async fn put(
             },
         }
     }
+}
+
+fn is_same_version(one: &ObjectMeta, other: &ObjectMeta) -> bool {
+    one.uid == other.uid && one.resource_version == other.resource_version
 }
 
 fn expired(found: Option<&ObjectMeta>, lifetime: Lifetime) -> bool {
@@ -151,16 +161,38 @@ pub async fn remove(client: &Client, namespace: &str, name: &str, stored: &Store
     }
 }
 
-/// Removes the Secret of a former `target.name`, if it is the TokenCache's own.
+/// Removes the Secret of a former `target.name`, unless the TokenCache as it is now has another spec than `cache`, or its
+/// status does not name its Secret yet, or there is no value in that.
 ///
 /// # Errors
 /// When the API server fails.
-pub async fn remove_former(client: &Client, cache: &TokenCache, name: &str) -> Result<(), ApiError> {
-    let namespace = cache.metadata.namespace.as_deref().unwrap_or_default();
-    let metadata = live_secret(client, namespace, name).await?;
-    match read(cache, metadata.as_ref(), None) {
-        SecretState::Owned(stored) => remove(client, namespace, name, &stored).await,
-        SecretState::Absent | SecretState::Foreign(_) => Ok(()),
+pub async fn remove_former(client: &Client, key: &Key, cache: &TokenCache, former: &str) -> Result<(), ApiError> {
+    let Some(current) = live(client, key).await? else { return Ok(()) };
+    let is_reported =
+        current.status.as_ref().and_then(|status| status.secret_name.as_deref()) == Some(cache.secret_name());
+    if current.metadata.uid != cache.metadata.uid
+        || current.metadata.generation != cache.metadata.generation
+        || current.metadata.deletion_timestamp.is_some()
+        || former == cache.secret_name()
+        || !is_reported
+    {
+        return Ok(());
+    }
+    let is_value = |found: &ObjectMeta| holds_value(&current.metadata, found);
+    let namespace = key.0.as_str();
+    if !live_secret(client, namespace, cache.secret_name()).await?.as_ref().is_some_and(is_value) {
+        return Ok(());
+    }
+    let Some(found) = live_secret(client, namespace, former).await?.filter(is_value) else { return Ok(()) };
+    match delete(&Api::namespaced(client.clone(), namespace), former, &found).await {
+        // It was changed meanwhile, and is looked at again.
+        Err(error) if error.code() == Some(409) => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => {
+            let (namespace, name) = key;
+            tracing::info!(namespace, name, former, "the Secret of the former target.name was removed");
+            Ok(())
+        }
     }
 }
 
@@ -169,6 +201,9 @@ pub async fn remove_former(client: &Client, cache: &TokenCache, name: &str) -> R
 /// # Errors
 /// When the API server fails, or the Secret was changed meanwhile.
 pub async fn set_free(client: &Client, cache: &ObjectMeta, name: &str) -> Result<(), ApiError> {
+    if is_state_name(name) {
+        return Ok(());
+    }
     let namespace = cache.namespace.as_deref().unwrap_or_default();
     let Some(metadata) = live_secret(client, namespace, name).await? else { return Ok(()) };
     let mut owners = metadata.owner_references.unwrap_or_default();

@@ -114,6 +114,12 @@ pub fn to_kube(moment: DateTime<Utc>) -> Time {
     Time(timestamp(floor(moment)))
 }
 
+/// From Kubernetes' `Time`.
+#[must_use]
+pub fn from_kube(time: &Time) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(time.0.as_second(), 0)
+}
+
 /// As Kubernetes' `MicroTime`, for Leases.
 #[must_use]
 pub fn to_kube_micro(moment: DateTime<Utc>) -> MicroTime {

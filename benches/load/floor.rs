@@ -76,6 +76,7 @@ pub async fn report(client: &Client, cache: &TokenCache, secret: &ObjectMeta) {
     let seen = Observed {
         cache,
         invalid: None,
+        secret_name: cache.secret_name(),
         secret: read(cache, Some(secret), Some((version, true))),
         exact: None,
         exact_retry: None,

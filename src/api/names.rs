@@ -35,6 +35,10 @@ pub const ANNOTATION_CHANGED_AT: &str = "tokencache.dev/changed_at";
 /// written.
 pub const ANNOTATION_DATA_HASH: &str = "tokencache.dev/data_hash";
 
+/// Annotation of the Secret: the keys of the labels and annotations that come from `target.labels` and
+/// `target.annotations`, as JSON. Keys that the spec no longer has are removed from the Secret by it.
+pub const ANNOTATION_TARGET_KEYS: &str = "tokencache.dev/target_keys";
+
 /// Annotation of the TokenCache: a value that differs from `status.handledRequest` asks for one run.
 pub const ANNOTATION_REFRESH_REQUESTED: &str = "tokencache.dev/refresh_requested";
 
@@ -44,6 +48,13 @@ pub const ANNOTATION_RESTARTED_AT: &str = "tokencache.dev/restarted_at";
 /// Annotation of a pod template, after the TokenCache's name and a dot: the `changed_at` of the value for which it was
 /// last restarted.
 pub const ANNOTATION_RESTARTED_FOR: &str = "tokencache.dev/restarted_for";
+
+/// Whether Secrets of that name are reserved for the states of jobs (`tokencache-NAME-state`): no value is written to
+/// them, and they are neither removed nor retained with one.
+#[must_use]
+pub fn is_state_name(name: &str) -> bool {
+    name.starts_with("tokencache-") && name.ends_with("-state")
+}
 
 /// Finalizer of a TokenCache with `target.deletionPolicy: Retain`: the Secret is set free before the owner goes.
 pub const FINALIZER: &str = "tokencache.dev/retain-secret";

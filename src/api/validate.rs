@@ -251,6 +251,7 @@ mod tests {
                 "spec.target.type",
                 "use Opaque",
             ),
+            (with(json!({"target": {"name": "tokencache-a-state"}})), "spec.target.name", "reserved"),
             (with(json!({"target": {"labels": {"tokencache.dev/x": "y"}}})), "spec.target.labels", "tokencache's own"),
             (
                 with(json!({"target": {"annotations": {"tokencache.dev/x": "y"}}})),
@@ -288,6 +289,22 @@ mod tests {
             ] {
                 assert_eq!(pattern.is_match(url), allowed, "{pointer}: {url}");
             }
+        }
+    }
+
+    #[test]
+    fn a_secret_that_is_named_like_its_token_cache_has_no_reserved_name_either() {
+        let named = |name: &str, target: Value| {
+            let mut cache = cache(http(json!({})));
+            cache.metadata.name = Some(name.into());
+            cache.spec.target = serde_json::from_value(target).expect("a target");
+            validate(&cache).map_err(|invalid| invalid.message)
+        };
+        assert!(named("tokencache-a-state", json!({})).is_err_and(|message| message.contains("set spec.target.name")));
+        for (name, target) in
+            [("tokencache-a-state", json!({"name": "a"})), ("tokencache-a", json!({})), ("a-state", json!({}))]
+        {
+            assert_eq!(named(name, target), Ok(()));
         }
     }
 

@@ -14,10 +14,11 @@ use crate::{
 };
 
 /// Does what deletion calls for, and keeps the finalizer as the policy wants it. True: there is nothing else to do.
+/// `formers` are the names of Secrets that may hold its value as well, since `target.name` was changed.
 ///
 /// # Errors
 /// When the API server fails.
-pub(super) async fn finalize(client: &Client, cache: &TokenCache) -> Result<bool, ApiError> {
+pub(super) async fn finalize(client: &Client, cache: &TokenCache, formers: &[String]) -> Result<bool, ApiError> {
     let finalizers = cache.metadata.finalizers.clone().unwrap_or_default();
     let has = finalizers.iter().any(|name| name == FINALIZER);
     let without = || finalizers.iter().filter(|name| *name != FINALIZER).cloned().collect::<Vec<_>>();
@@ -25,8 +26,9 @@ pub(super) async fn finalize(client: &Client, cache: &TokenCache) -> Result<bool
     if cache.metadata.deletion_timestamp.is_some() {
         if has {
             if retains {
-                let known = cache.status.as_ref().and_then(|status| status.secret_name.as_deref());
-                set_free(client, &cache.metadata, known.unwrap_or_else(|| cache.secret_name())).await?;
+                for name in formers.iter().map(String::as_str).chain([cache.secret_name()]) {
+                    set_free(client, &cache.metadata, name).await?;
+                }
             }
             set(client, &cache.metadata, without()).await?;
         }

@@ -3,6 +3,7 @@
 mod books;
 mod contact;
 mod finalize;
+mod former;
 mod kept;
 mod outage;
 mod packed;

@@ -2,7 +2,7 @@
 //! packed text, and read when it is needed.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -11,7 +11,7 @@ use kube::{Resource as _, runtime::watcher::Event};
 
 use super::{
     packed::Packed,
-    watch::{SecretMeta, key},
+    watch::{SecretMeta, key, owner_of},
 };
 use crate::notes::Key;
 
@@ -21,9 +21,49 @@ pub(super) struct Secrets(Arc<Mutex<Kept>>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    known: HashMap<Key, Packed>,
+    known: Snapshot,
     /// What a list has brought so far; it replaces all when it is whole.
-    listed: HashMap<Key, Packed>,
+    listed: Snapshot,
+}
+
+#[derive(Debug, Default)]
+struct Snapshot {
+    secrets: HashMap<Key, Packed>,
+    /// By namespace and name of a TokenCache: the Secrets that it controls and that have another name. The most are named
+    /// like their TokenCache.
+    renamed: HashMap<Key, BTreeSet<String>>,
+}
+
+impl Snapshot {
+    fn insert(&mut self, secret: &SecretMeta) {
+        let at = key(secret);
+        self.remove(&at);
+        if let Some(owner) = renamed_by(&at, secret.meta()) {
+            self.renamed.entry(owner).or_default().insert(at.1.clone());
+        }
+        let packed = Packed::new(&serde_json::to_string(secret.meta()).unwrap_or_default());
+        self.secrets.insert(at, packed);
+    }
+
+    fn remove(&mut self, at: &Key) {
+        let Some(owner) = self.secrets.remove(at).and_then(|packed| renamed_by(at, &read(&packed)?)) else { return };
+        if let Some(names) = self.renamed.get_mut(&owner) {
+            names.remove(&at.1);
+            if names.is_empty() {
+                self.renamed.remove(&owner);
+            }
+        }
+    }
+}
+
+/// The TokenCache that controls a Secret of another name than its own.
+fn renamed_by((namespace, name): &Key, metadata: &ObjectMeta) -> Option<Key> {
+    owner_of(metadata).filter(|owner| owner != name).map(|owner| (namespace.clone(), owner))
+}
+
+fn read(packed: &Packed) -> Option<ObjectMeta> {
+    // What was written by the same library can be read.
+    serde_json::from_str(&packed.text()).ok()
 }
 
 impl Secrets {
@@ -34,10 +74,10 @@ impl Secrets {
     /// Follows an event.
     pub(super) fn apply(&self, event: &Event<SecretMeta>) {
         match event {
-            Event::Apply(secret) => drop(self.lock().known.insert(key(secret), packed(secret.meta()))),
-            Event::InitApply(secret) => drop(self.lock().listed.insert(key(secret), packed(secret.meta()))),
-            Event::Delete(secret) => drop(self.lock().known.remove(&key(secret))),
-            Event::Init => self.lock().listed = HashMap::new(),
+            Event::Apply(secret) => self.lock().known.insert(secret),
+            Event::InitApply(secret) => self.lock().listed.insert(secret),
+            Event::Delete(secret) => self.lock().known.remove(&key(secret)),
+            Event::Init => self.lock().listed = Snapshot::default(),
             Event::InitDone => {
                 let mut kept = self.lock();
                 kept.known = std::mem::take(&mut kept.listed);
@@ -47,13 +87,16 @@ impl Secrets {
 
     /// The metadata of a Secret.
     pub(super) fn get(&self, key: &Key) -> Option<ObjectMeta> {
-        // What was written by the same library can be read.
-        self.lock().known.get(key).and_then(|packed| serde_json::from_str(&packed.text()).ok())
+        self.lock().known.secrets.get(key).and_then(read)
     }
-}
 
-fn packed(metadata: &ObjectMeta) -> Packed {
-    Packed::new(&serde_json::to_string(metadata).unwrap_or_default())
+    /// The Secrets that may belong to the TokenCache of this namespace and name, without one of them.
+    pub(super) fn of(&self, (namespace, name): &Key, except: &str) -> Vec<ObjectMeta> {
+        let kept = self.lock();
+        let renamed = kept.known.renamed.get(&(namespace.clone(), name.clone()));
+        let names = renamed.into_iter().flatten().chain([name]).filter(|name| *name != except);
+        names.filter_map(|name| read(kept.known.secrets.get(&(namespace.clone(), name.clone()))?)).collect()
+    }
 }
 
 #[cfg(test)]
@@ -85,5 +128,33 @@ mod tests {
         assert_eq!((version("a").as_deref(), version("c")), (Some("1"), None));
         secrets.apply(&Event::InitDone);
         assert_eq!((version("a"), version("c").as_deref()), (None, Some("4")));
+    }
+
+    #[test]
+    fn the_secrets_of_a_token_cache_are_known_under_all_names() {
+        let secrets = Secrets::default();
+        let owned = |name: &str, owner: &str| -> SecretMeta {
+            let owner = serde_json::json!({
+                "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": owner, "uid": "u", "controller": true,
+            });
+            let metadata = serde_json::json!({"namespace": "ns", "name": name, "ownerReferences": [owner]});
+            serde_json::from_value(serde_json::json!({ "metadata": metadata })).expect("metadata")
+        };
+        let of = |owner: &str| -> Vec<String> {
+            let found = secrets.of(&("ns".to_owned(), owner.to_owned()), "other");
+            found.into_iter().filter_map(|metadata| metadata.name).collect()
+        };
+        for secret in [owned("a", "a"), owned("x", "a"), owned("y", "a"), owned("b", "b")] {
+            secrets.apply(&Event::Apply(secret));
+        }
+        assert_eq!((of("a"), of("b"), of("c")), (vec!["x".into(), "y".into(), "a".into()], vec!["b".into()], vec![]));
+        secrets.apply(&Event::Delete(owned("x", "a")));
+        secrets.apply(&Event::Apply(owned("y", "b")));
+        assert_eq!((of("a"), of("b")), (vec!["a".to_owned()], vec!["y".into(), "b".into()]));
+        secrets.apply(&Event::Init);
+        secrets.apply(&Event::InitApply(owned("z", "a")));
+        secrets.apply(&Event::InitDone);
+        assert_eq!((of("a"), of("b")), (vec!["z".to_owned()], vec![]));
+        assert_eq!(secrets.lock().known.renamed.len(), 1, "nothing is kept of those that are gone");
     }
 }

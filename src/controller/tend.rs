@@ -161,7 +161,8 @@ impl Context {
             () = self.secrets_synced.cancelled() => {}
             () = self.stop.begin.cancelled() => return Ok(Look::Done(None)),
         }
-        if finalize(&self.runner.client, cache).await? {
+        let formers = self.former_secrets(key, &cache.metadata, cache.secret_name());
+        if finalize(&self.runner.client, cache, &formers).await? {
             return Ok(Look::Done(None));
         }
         let mut note = checked(&self.runner.notes, key, cache);
@@ -210,9 +211,10 @@ impl Context {
                 Some(LOOK_AGAIN)
             }
         };
+        let former = self.remove_former_secrets(key, cache, &seen).await?;
         let restarts = self.restarts(key, cache, &seen).await;
         let expiry = self.until_expiry(&seen, now);
-        Ok(Look::Done([wake, settle, recheck, expiry, restarts].into_iter().flatten().min()))
+        Ok(Look::Done([wake, settle, recheck, expiry, former, restarts].into_iter().flatten().min()))
     }
 
     /// How long a value that was valid `then` still is.
@@ -242,7 +244,7 @@ impl Context {
                 let since = self.runner.notes.with(key, |note| *note.absent.get_or_insert_with(Instant::now));
                 return Ok(SETTLE.checked_sub(since.elapsed()).filter(|left| !left.is_zero()));
             }
-            SecretState::Absent | SecretState::Foreign(_) => return Ok(None),
+            SecretState::Absent | SecretState::Leftover | SecretState::Foreign(_) => return Ok(None),
         };
         self.runner.notes.with(key, |note| note.absent = None);
         if stored.integrity != Integrity::Unverified {

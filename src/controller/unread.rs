@@ -30,7 +30,11 @@ impl Context {
     ) -> Result<Option<Duration>, ApiError> {
         if metadata.deletion_timestamp.is_some() {
             if metadata.finalizers.iter().flatten().any(|name| name == FINALIZER) {
-                finalize(&self.runner.client, &limited(self.unread(key).get(&key.1)).await?).await?;
+                let found = limited(self.unread(key).get(&key.1)).await?;
+                let named = found.data.pointer("/spec/target/name").and_then(Value::as_str).unwrap_or(&key.1);
+                let mut secrets = self.former_secrets(key, &found.metadata, named);
+                secrets.push(named.to_owned());
+                finalize(&self.runner.client, &found.metadata, &secrets).await?;
             }
             return Ok(None);
         }
@@ -84,10 +88,10 @@ impl Context {
 ///
 /// # Errors
 /// When the API server fails.
-async fn finalize(client: &Client, found: &DynamicObject) -> Result<(), ApiError> {
-    let finalizers = found.metadata.finalizers.clone().unwrap_or_default();
-    let named = |path: &str| found.data.pointer(path).and_then(Value::as_str);
-    let known = named("/status/secretName").or(named("/spec/target/name")).or(found.metadata.name.as_deref());
-    set_free(client, &found.metadata, known.unwrap_or_default()).await?;
-    set(client, &found.metadata, finalizers.into_iter().filter(|name| name != FINALIZER).collect()).await
+async fn finalize(client: &Client, metadata: &ObjectMeta, secrets: &[String]) -> Result<(), ApiError> {
+    for name in secrets {
+        set_free(client, metadata, name).await?;
+    }
+    let finalizers = metadata.finalizers.iter().flatten().filter(|name| *name != FINALIZER);
+    set(client, metadata, finalizers.cloned().collect()).await
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures::{StreamExt as _, TryStreamExt as _, future, stream};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Secret, ServiceAccount},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{
     Api, Resource, ResourceExt as _,
     runtime::{
@@ -245,7 +248,7 @@ pub(super) fn key(object: &impl Resource) -> Key {
 fn concerned(secret: &SecretMeta, targets: &References, notes: &Notes) -> Vec<ObjectRef<Kept>> {
     let namespace = secret.namespace().unwrap_or_default();
     let mut names = targets.to(&namespace, &secret_named(&secret.name_any()));
-    names.extend(owner_of(secret));
+    names.extend(owner_of(secret.meta()));
     names.push(secret.name_any());
     names.sort_unstable();
     names.dedup();
@@ -254,8 +257,8 @@ fn concerned(secret: &SecretMeta, targets: &References, notes: &Notes) -> Vec<Ob
 }
 
 /// The name of the TokenCache that owns a Secret.
-fn owner_of(secret: &SecretMeta) -> Option<String> {
-    let owner = secret.owner_references().iter().find(|owner| owner.controller == Some(true))?;
+pub(super) fn owner_of(secret: &ObjectMeta) -> Option<String> {
+    let owner = secret.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
     (owner.kind == "TokenCache").then(|| owner.name.clone())
 }
 
@@ -265,7 +268,7 @@ fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
         Event::Delete(object) => (object, None),
         Event::Init | Event::InitDone => return,
     };
-    if let Some(owner) = owner_of(object) {
+    if let Some(owner) = owner_of(object.meta()) {
         let key = (object.namespace().unwrap_or_default(), owner);
         notes.with_known(&key, |note| note.watched(object.meta().name.as_deref(), version));
     }

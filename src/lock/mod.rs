@@ -30,7 +30,7 @@ pub use hold::Hold;
 pub use judge::{Identity, Judgement, Seen, judge};
 
 use crate::{
-    api::names::{FIELD_MANAGER, LABEL_MANAGED},
+    api::names::{FIELD_MANAGER, LABEL_MANAGED, RESERVED_PREFIX},
     connect::words,
     slim,
     time::{Clock, to_kube_micro},
@@ -97,6 +97,9 @@ pub enum Acquired {
         /// Who holds it; nobody where others were faster again and again.
         holder: Option<String>,
     },
+    /// It belongs to a deleted TokenCache of the same name, and is about to be removed by Kubernetes' garbage collector;
+    /// to be looked at after this time.
+    Leftover(Duration),
 }
 
 /// Who has held a Lease last, as far as is known, so that neither a read nor a write is in vain.
@@ -256,6 +259,9 @@ impl Locks {
                     let transitions = seen.map(|seen| seen.transitions).unwrap_or_default();
                     self.write(owner, seen.map(|seen| seen.resource_version.as_str()), &me, transitions)
                 }
+                Judgement::Wait(retry_in) if seen.is_some_and(|seen| seen.owner.as_ref() != Some(&owner.uid)) => {
+                    return Ok(Acquired::Leftover(retry_in));
+                }
                 Judgement::Wait(retry_in) => {
                     let holder = seen.and_then(|seen| seen.holder.clone());
                     return Ok(Acquired::Busy { retry_in, holder });
@@ -402,7 +408,9 @@ fn seen(lease: Lease) -> Seen {
     let owners = lease.metadata.owner_references.unwrap_or_default();
     let owner = owners.into_iter().find(|owner| owner.controller == Some(true));
     let same_name = owner.as_ref().is_some_and(|owner| {
-        owner.kind == "TokenCache" && lease.metadata.name == Some(format!("tokencache-{}", owner.name))
+        owner.kind == "TokenCache"
+            && owner.api_version.starts_with(RESERVED_PREFIX)
+            && lease.metadata.name == Some(format!("tokencache-{}", owner.name))
     });
     Seen {
         resource_version: lease.metadata.resource_version.unwrap_or_default(),

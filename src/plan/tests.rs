@@ -35,6 +35,39 @@ fn without_a_secret_an_eager_cache_fetches_and_a_lazy_one_waits_to_be_asked() {
 }
 
 #[test]
+fn a_lazy_value_whose_request_failed_while_it_was_valid_is_not_fetched_when_it_is_gone() {
+    let lazy = json!({"refresh": {"policy": "Lazy"}});
+    let failed = |at: &str, expires_at: &str| {
+        failing(json!({
+            "lastFailure": {"time": at, "reason": "ServerError", "message": "m"}, "nextRetryAt": null,
+            "fetchedAt": "2026-03-01T11:00:00Z", "expiresAt": expires_at,
+        }))
+    };
+    let (valid, expired) = ("2026-03-01T12:01:40Z", "2026-03-01T11:59:00Z");
+    for (status, secret, plan) in [
+        // It expired.
+        (failed("2026-03-01T12:01:00Z", valid), Some(lifetime(0.0, 100.0)), Plan::Sleep(None)),
+        // Its Secret was deleted, before it expired and after.
+        (failed("2026-03-01T12:01:00Z", valid), None, Plan::Sleep(None)),
+        // The value had expired when it was asked for, so that is repeated until there is one.
+        (failed("2026-03-01T12:01:41Z", valid), Some(lifetime(0.0, 100.0)), Plan::Fetch(Why::Expired)),
+        (failed("2026-03-01T11:59:00Z", expired), None, Plan::Fetch(Why::Expired)),
+    ] {
+        let cache = cache(lazy.clone(), status);
+        let stored = secret.map(|lifetime| stored(&cache, lifetime));
+        assert_eq!(decide(&observed(&cache, stored), at(110.0)), plan, "{:?}", cache.status);
+    }
+}
+
+#[test]
+fn the_secret_of_a_deleted_token_cache_of_the_same_name_is_waited_for() {
+    let cache = cache(json!({}), json!({"refreshRequested": "x"}));
+    let mut seen = observed(&cache, None);
+    seen.secret = SecretState::Leftover;
+    assert_eq!(decide(&seen, start()), Plan::Sleep(None));
+}
+
+#[test]
 fn a_valid_value_is_refreshed_when_it_is_due_asked_for_changed_or_not_what_the_spec_says() {
     let requested = json!({"refreshRequested": "2026-03-01T11:00:00Z"});
     // 100 s of life, of which 20 to 19 are left at the refresh.

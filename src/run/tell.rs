@@ -15,7 +15,7 @@ use crate::{
     plan::{Observed, Why, backoff},
     reason::Reason,
     secret::{Integrity, Lifetime, SecretState, Stored, fetch_hash},
-    status::{Ended, after_run, at_rest},
+    status::{Ended, after_run, at_rest, next_run, while_waiting},
     time::later,
 };
 
@@ -77,7 +77,7 @@ impl Runner {
         if self.reporter.report(key, seen.cache, wanted).instrument(info_span!("report")).await? {
             let reason = result.as_ref().err().map(|failure| failure.reason);
             let of_source = reason.filter(|reason| Reason::is_of_source(reason.as_str()));
-            note_reported(&self.notes, key, before.runs + 1, of_source.map(|reason| (started, reason)));
+            note_reported(&self.notes, key, next_run(before.runs), of_source.map(|reason| (started, reason)));
         }
         self.announce(seen.cache, why, before.failures, &result).await;
         Ok(())
@@ -145,9 +145,25 @@ impl Runner {
             (cache.runs() == runs).then(|| after_run(&seen, &ended, now))
         };
         if self.reporter.report(key, cache, wanted).await? {
-            note_reported(&self.notes, key, runs + 1, None);
+            note_reported(&self.notes, key, next_run(runs), None);
         }
         Ok(())
+    }
+
+    /// Reports that a run waits for an object of a deleted TokenCache of the same name to be removed.
+    pub(super) async fn report_waiting(
+        &self,
+        key: &Key,
+        cache: &TokenCache,
+        metadata: Option<&ObjectMeta>,
+        for_what: &str,
+    ) -> Result<(), ApiError> {
+        let (now, note) = (self.clock.now(), checked(&self.notes, key, cache));
+        let runs = cache.runs();
+        let wanted = |cache: &TokenCache| {
+            (cache.runs() == runs).then(|| while_waiting(&observed(cache, metadata, &note), for_what, now))
+        };
+        self.reporter.report(key, cache, wanted).await.map(|_| ())
     }
 
     /// Brings status in line where no run is called for.

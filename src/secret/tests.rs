@@ -48,6 +48,41 @@ fn what_another_hand_put_on_the_secret_stays() {
 }
 
 #[test]
+fn only_a_value_of_the_token_cache_is_removed_or_retained_with_it() {
+    let ours = cache(json!({}), json!(null));
+    let is_value = |change: fn(&mut ObjectMeta)| {
+        let mut metadata = written(&ours).metadata;
+        change(&mut metadata);
+        holds_value(&ours.metadata, &metadata)
+    };
+    assert!(is_value(|_| {}));
+    assert!(is_value(|metadata| metadata.name = Some("of-a-former-target".into())));
+    for change in [
+        |metadata: &mut ObjectMeta| metadata.name = Some("tokencache-a-state".into()),
+        |metadata: &mut ObjectMeta| metadata.owner_references.get_or_insert_default()[0].uid = "uid-2".into(),
+        |metadata: &mut ObjectMeta| metadata.owner_references.get_or_insert_default()[0].controller = None,
+        |metadata: &mut ObjectMeta| metadata.annotations = None,
+        |metadata: &mut ObjectMeta| drop(metadata.annotations.get_or_insert_default().remove(ANNOTATION_FETCH_HASH)),
+        |metadata: &mut ObjectMeta| drop(metadata.annotations.get_or_insert_default().remove(ANNOTATION_EXPIRES_AT)),
+    ] {
+        assert!(!is_value(change));
+    }
+}
+
+#[test]
+fn when_tokencache_wrote_it_is_told_from_when_others_did() {
+    let metadata =
+        |fields: serde_json::Value| serde_json::from_value(json!({ "managedFields": fields })).expect("metadata");
+    let fields = json!([
+        {"manager": "tokencache", "time": "2026-03-01T12:00:00Z"},
+        {"manager": "tokencache", "time": "2026-03-01T12:00:07Z"},
+        {"manager": "kubectl", "time": "2026-03-01T12:00:09Z"},
+    ]);
+    assert_eq!(written_at(&metadata(fields)), Some(at(7.0)));
+    assert_eq!(written_at(&metadata(json!([]))), None);
+}
+
+#[test]
 fn a_secret_is_intact_until_its_data_or_what_it_says_of_it_changes() {
     let cache = cache(json!({}), json!(null));
     let change = |change: fn(&mut SealedSecret)| {
@@ -83,9 +118,19 @@ fn whose_a_foreign_secret_is_is_told() {
             state => panic!("{state:?}"),
         }
     };
-    assert!(whose(|owner| owner.uid = "former".into()).contains("garbage collector"));
+    let mut left = written(&ours).metadata;
+    left.owner_references.iter_mut().flatten().for_each(|owner| owner.uid = "former".into());
+    assert_eq!(read(&ours, Some(&left), None), SecretState::Leftover);
+    left.labels = None;
+    assert!(
+        matches!(read(&ours, Some(&left), None), SecretState::Foreign(whose) if whose.contains("garbage collector"))
+    );
     let other = |owner: &mut OwnerReference| (owner.uid, owner.name) = ("other".into(), "b".into());
     assert_eq!(whose(other), "belongs to the TokenCache b");
+    let of_another_group = |owner: &mut OwnerReference| {
+        (owner.uid, owner.api_version) = ("former".into(), "example.com/v1".into());
+    };
+    assert_eq!(whose(of_another_group), "belongs to the TokenCache a");
     assert_eq!(whose(|owner| owner.controller = None), "has no controlling owner");
 }
 
@@ -98,7 +143,7 @@ fn a_secret_tells_whether_it_is_ours_and_as_it_was_written() {
         change(&mut metadata);
         match read(&ours, Some(&metadata), verified) {
             SecretState::Owned(stored) => Some(stored.integrity),
-            SecretState::Absent | SecretState::Foreign(_) => None,
+            SecretState::Absent | SecretState::Leftover | SecretState::Foreign(_) => None,
         }
     };
     let touch = |metadata: &mut ObjectMeta| metadata.resource_version = Some("8".into());
@@ -137,7 +182,7 @@ fn the_exact_lifetime_is_stored_no_later_than_it_is() {
     let secret = desired(&cache, &owner(&cache), None, data("t"), lifetime(0.9, 4.9));
     let lifetime = match read(&cache, Some(&secret.metadata), None) {
         SecretState::Owned(stored) => stored.lifetime,
-        SecretState::Absent | SecretState::Foreign(_) => None,
+        SecretState::Absent | SecretState::Leftover | SecretState::Foreign(_) => None,
     };
     assert_eq!(lifetime, Some(Lifetime { fetched_at: start(), expires_at: ExpiresAt::At(at(4.0)) }));
 }

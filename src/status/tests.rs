@@ -31,7 +31,7 @@ fn ready_says_what_the_secret_holds_and_why() {
     let expired = |cache: &TokenCache| Some(stored(cache, lifetime(-100.0, 0.0)));
     let absent = |_: &TokenCache| None;
     type Case = (Value, Value, fn(&TokenCache) -> Option<Stored>, &'static str, &'static str, &'static str);
-    let cases: [Case; 11] = [
+    let cases: [Case; 12] = [
         (json!({}), json!(null), valid, "True", "Fetched", "valid until 2026-03-01T12:01:40Z"),
         (
             json!({}),
@@ -53,7 +53,8 @@ fn ready_says_what_the_secret_holds_and_why() {
         (json!({"suspend": true}), json!(null), valid, "True", "Suspended", "spec.suspend"),
         (json!({}), json!(null), expired, "False", "Expired", "expired at 2026-03-01T12:00:00Z"),
         (json!({}), FAILED(), expired, "False", "Expired", "Rejected: HTTP 401"),
-        (json!({}), json!(null), absent, "False", "Pending", "first value"),
+        (json!({}), json!(null), absent, "False", "Pending", "the first value is being fetched"),
+        (json!({}), json!({"runs": 1}), absent, "False", "Pending", "a new value is being fetched"),
         (json!({}), FAILED(), absent, "False", "FetchFailed", "Rejected: HTTP 401"),
         (json!({"suspend": true}), FAILED(), absent, "False", "Suspended", "spec.suspend"),
         (json!({"refresh": {"policy": "Lazy"}}), json!(null), absent, "False", "Cleared", "when a consumer asks"),
@@ -134,6 +135,82 @@ fn a_lost_status_is_rebuilt_from_the_secret() {
     assert_eq!(status.fetched_at, Some(start()));
     assert_eq!(status.secret_name.as_deref(), Some("a"));
     assert_eq!(ready_of(&status).0, "True");
+}
+
+#[test]
+fn the_secret_that_is_named_is_the_one_that_was_observed() {
+    let before = json!({"secretName": "old", "secretResourceVersion": "5", "runs": 1});
+    let named = |name: &str| cache(json!({"target": {"name": name}}), before.clone());
+    let (run, edited) = (named("old"), named("new"));
+    // The object was edited during the run, and the report is made for it as it is now.
+    let value = Some(stored(&run, lifetime(0.0, 100.0)));
+    let seen = Observed { cache: &edited, ..observed(&run, value) };
+    let failure = Failure::new(Reason::ServerError, "m");
+    let failed = after_run(&seen, &ended(Some(&failure)), start());
+    assert_eq!((failed.secret_name.as_deref(), failed.secret_resource_version.as_deref()), (Some("old"), Some("5")));
+    assert_eq!(ready_of(&failed).0, "True");
+    let fetched = after_run(&seen, &Ended { written: Some("6"), ..ended(None) }, start());
+    assert_eq!((fetched.secret_name.as_deref(), fetched.secret_resource_version.as_deref()), (Some("old"), Some("6")));
+
+    let rested = at_rest(&observed(&edited, Some(stored(&edited, lifetime(0.0, 100.0)))), start());
+    assert_eq!(
+        (rested.secret_name.as_deref(), rested.secret_resource_version),
+        (Some("new"), None),
+        "of another Secret"
+    );
+    let absent = at_rest(&observed(&edited, None), start());
+    assert_eq!((absent.secret_name.as_deref(), ready_of(&absent).0), (Some("new"), "False"));
+}
+
+#[test]
+fn a_count_of_runs_that_cannot_grow_begins_anew() {
+    let cache = cache(json!({}), json!({"runs": i64::MAX}));
+    assert_eq!(after_run(&observed(&cache, None), &ended(None), start()).runs, 1);
+    assert_eq!((next_run(0), next_run(i64::MAX)), (1, 1));
+}
+
+#[test]
+fn what_is_waited_for_is_told() {
+    let cache = cache(json!({}), json!(null));
+    let mut seen = observed(&cache, None);
+    let waiting = while_waiting(&seen, "Lease ns/tokencache-a", start());
+    assert_eq!((ready_of(&waiting).0, ready_of(&waiting).1), ("False", "Pending"));
+    assert!(ready_of(&waiting).2.contains("Lease ns/tokencache-a"), "{}", ready_of(&waiting).2);
+    assert_eq!(waiting.observed_generation, None, "it is not dealt with yet");
+    seen.secret = SecretState::Leftover;
+    let waiting = at_rest(&seen, start());
+    assert_eq!((ready_of(&waiting).0, ready_of(&waiting).1), ("False", "Pending"));
+    assert!(ready_of(&waiting).2.contains("Secret ns/a of a deleted TokenCache"), "{}", ready_of(&waiting).2);
+    assert!(condition(Some(&waiting), STALLED).is_none());
+}
+
+#[test]
+fn a_deleted_secret_is_known_as_such_until_the_run_that_deals_with_it_has_ended() {
+    let status = json!({"runs": 1, "fetchedAt": "2026-03-01T11:59:00Z", "expiresAt": "2026-03-01T12:01:00Z"});
+    let cache = cache(json!({}), status);
+    let meanwhile = at_expiry(&observed(&cache, None), start());
+    assert_eq!((ready_of(&meanwhile).0, ready_of(&meanwhile).1), ("False", "Pending"));
+    assert_eq!(meanwhile.fetched_at, Some(at(-60.0)));
+    let failure = Failure::new(Reason::ServerError, "m");
+    assert_eq!(after_run(&observed(&cache, None), &ended(Some(&failure)), start()).fetched_at, None);
+}
+
+#[test]
+fn a_request_that_failed_while_a_lazy_value_was_valid_is_over_once_that_is_gone() {
+    let lazy = json!({"refresh": {"policy": "Lazy"}});
+    let mut asked = cache(lazy.clone(), json!({"runs": 1}));
+    let value = Some(stored(&asked, lifetime(-50.0, 50.0)));
+    let failure = Failure::new(Reason::ServerError, "m");
+    asked.status = Some(after_run(&observed(&asked, value), &ended(Some(&failure)), start()));
+    let gone = at_rest(&observed(&asked, None), at(1.0));
+    assert_eq!((gone.failures, gone.next_retry_at), (0, None));
+    assert_eq!((ready_of(&gone).0, ready_of(&gone).1), ("False", "Cleared"));
+
+    // One that failed without a value is tried again.
+    let mut asked = cache(lazy, json!({"runs": 1}));
+    asked.status = Some(after_run(&observed(&asked, None), &ended(Some(&failure)), start()));
+    let still = at_rest(&observed(&asked, None), at(1.0));
+    assert_eq!((still.failures, ready_of(&still).1), (1, "FetchFailed"));
 }
 
 #[test]

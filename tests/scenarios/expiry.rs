@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokencache::api::TokenCache;
 
 use crate::support::{
-    CacheView as _, Scene, SecretView as _, pass, scenario,
+    CacheView as _, Controller, Scene, SecretView as _, pass, scenario,
     server::{Behaviour, Expiry},
     within,
 };
@@ -62,6 +62,57 @@ fn ready_turns_false_at_the_moment_of_expiry_though_a_fetch_is_going_on() {
         let cache = await_expired_at(&scene, expires_at).await;
         // The run that hangs is still the same one.
         assert_eq!((cache.seen().runs, scene.server.requests("a")), (1, 2));
+    });
+}
+
+/// Fetches take longer than any test waits: a status that is seen meanwhile is not the report of one that failed.
+const LONG_FETCH: fn() -> Value = || json!({"fetch": {"timeout": "10m"}});
+
+#[test]
+fn ready_turns_false_during_the_fetch_for_a_value_that_expired_while_no_controller_ran() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.server.set("a", Behaviour::Issue(Expiry::In(8)));
+        scene.ready_cache("a", LONG_FETCH()).await;
+        scene.ns.await_free_lease("a").await;
+        let Scene { controller, server, ns } = scene;
+        controller.kill().await;
+        let expires_at = ns.get::<Secret>("a").await.expires_at();
+        pass((expires_at - Utc::now() + TimeDelta::seconds(1)).to_std().unwrap_or_default()).await;
+        server.set("a", Behaviour::Hang);
+        let cache: TokenCache = ns.get("a").await;
+        let runs = cache.seen().runs;
+        assert!(cache.ready().0, "nobody was there to report it");
+        let _controller = Controller::start(&ns, &[]).await;
+        let cache = ns.await_ready("a", false, "Expired").await;
+        assert_eq!(cache.seen().runs, runs, "the fetch has not ended");
+    });
+}
+
+#[test]
+fn ready_turns_false_during_the_fetch_for_a_secret_that_was_deleted() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.ready_cache("a", LONG_FETCH()).await;
+        scene.server.set("a", Behaviour::Hang);
+        scene.ns.delete::<Secret>("a").await;
+        let cache = scene.ns.await_ready("a", false, "Pending").await;
+        assert_eq!(cache.seen().runs, 1, "the fetch has not ended");
+        assert!(cache.message().contains("a new value is being fetched"), "{}", cache.message());
+    });
+}
+
+#[test]
+fn ready_turns_false_when_the_secret_is_deleted_during_a_fetch() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.ready_cache("a", LONG_FETCH()).await;
+        scene.server.set("a", Behaviour::Hang);
+        scene.ns.request("a", "now").await;
+        within("the fetch begins", scene.server.await_requests("a", 2)).await;
+        scene.ns.delete::<Secret>("a").await;
+        let cache = scene.ns.await_ready("a", false, "Pending").await;
+        assert_eq!((cache.seen().runs, scene.server.requests("a")), (1, 2), "the fetch has not ended");
     });
 }
 

@@ -89,8 +89,35 @@ fn a_cache_that_is_made_anew_waits_for_the_lease_of_the_former_to_be_removed() {
         scene.cache("a", json!({})).await;
         let found = || async { (scene.controller.metrics().await.acquisitions("busy") > 0.0).then_some(()) };
         within("the Lease is found to be another's", poll(found)).await;
+        let cache = scene.ns.await_ready("a", false, "Pending").await;
+        assert!(cache.message().contains(&format!("Lease {}/tokencache-a", scene.ns.name)), "{}", cache.message());
+        assert_eq!(cache.stalled(), None);
         scene.ns.delete::<Lease>("tokencache-a").await;
         scene.ns.patch::<Lease>("tokencache-a", json!({"metadata": {"finalizers": null}})).await;
+        scene.ns.await_ready("a", true, "Fetched").await;
+        assert_eq!(scene.server.requests("a"), 1);
+    });
+}
+
+#[test]
+fn a_cache_that_is_made_anew_waits_for_the_secret_of_the_former_to_be_removed() {
+    scenario(async {
+        let scene = Scene::new().await;
+        let left = json!({
+            "apiVersion": "v1", "kind": "Secret", "stringData": {"token": "of the former"},
+            "metadata": {
+                "name": "a", "labels": {LABEL_MANAGED: "true"}, "finalizers": ["example.com/kept"],
+                "ownerReferences": [cache_named_a("00000000-0000-4000-8000-000000000000")],
+            },
+        });
+        scene.ns.create::<Secret>(left).await;
+        scene.cache("a", json!({})).await;
+        let cache = scene.ns.await_ready("a", false, "Pending").await;
+        assert!(cache.message().contains(&format!("Secret {}/a", scene.ns.name)), "{}", cache.message());
+        assert_eq!(cache.stalled(), None, "nobody need do anything");
+        assert_eq!(scene.server.requests("a"), 0);
+        scene.ns.delete::<Secret>("a").await;
+        scene.ns.patch::<Secret>("a", json!({"metadata": {"finalizers": null}})).await;
         scene.ns.await_ready("a", true, "Fetched").await;
         assert_eq!(scene.server.requests("a"), 1);
     });

@@ -43,6 +43,7 @@ mod rotation_ends;
 mod secrecy;
 mod service_account_token;
 mod shutdown;
+mod target;
 mod tls;
 mod traces;
 mod watches;

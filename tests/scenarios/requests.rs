@@ -142,6 +142,26 @@ fn a_request_of_a_lazy_cache_is_tried_again_until_there_is_a_value() {
 }
 
 #[test]
+fn a_request_that_failed_while_a_lazy_value_was_valid_is_not_tried_again_when_that_is_gone() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.cache("a", lazy()).await;
+        scene.ns.request_by_status("a", "2026-01-02T03:04:05Z").await;
+        scene.ns.await_ready("a", true, "Fetched").await;
+        scene.server.set("a", Behaviour::Status(500, Vec::new(), String::new()));
+        scene.ns.request_by_status("a", "2026-01-02T03:05:05Z").await;
+        scene.ns.await_cache("a", "one failed run", has_run(2)).await;
+        scene.server.set("a", Behaviour::Default);
+        scene.ns.delete::<Secret>("a").await;
+        scene.ns.await_ready("a", false, "Cleared").await;
+        scene.ready_cache("later", json!({})).await;
+        assert_eq!(scene.server.requests("a"), 2);
+        scene.ns.request_by_status("a", "2026-01-02T03:06:05Z").await;
+        scene.ns.await_ready("a", true, "Fetched").await;
+    });
+}
+
+#[test]
 fn an_annotation_changed_during_the_run_stays_open_and_gets_a_run_of_its_own() {
     scenario(async {
         let scene = Scene::new().await;
