@@ -38,8 +38,10 @@ pub struct Cause<'a> {
     pub cache: &'a str,
     /// Name of its Secret.
     pub secret: &'a str,
-    /// When the value changed.
+    /// When the value changed, by which restarts for it are told from those for others.
     pub changed_at: DateTime<Utc>,
+    /// When the Secret was written with it: the pods of a workload that was created before may have the former value.
+    pub written_at: DateTime<Utc>,
     /// Between two restarts.
     pub min_interval: Duration,
     /// Whether a rollout that goes on is no longer waited for.
@@ -77,7 +79,7 @@ pub fn decide(workload: &Value, kind: WorkloadKind, cause: &Cause<'_>, now: Date
         return Step::Nothing;
     }
     let created = workload["metadata"]["creationTimestamp"].as_str().and_then(|text| time::parse_rfc3339(text).ok());
-    if created.is_some_and(|created| created > cause.changed_at) {
+    if created.is_some_and(|created| created > cause.written_at) {
         return Step::Nothing;
     }
     if !cause.impatient && is_rolling(workload, kind) {

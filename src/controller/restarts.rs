@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
-use super::tend::Context;
+use super::tend::{Context, LOOK_AGAIN};
 use crate::{
     api::TokenCache,
     notes::{Key, Rollout},
+    observe::{ApiError, live_secret},
     plan::Observed,
     reason::Reason,
     rollout::{Cause, Left, PATIENCE, restart},
-    secret::{Integrity, SecretState},
+    secret::{Integrity, SecretState, Stored, written_at},
 };
 
 impl Context {
@@ -29,10 +31,14 @@ impl Context {
         if note.done == Some(value) {
             return None;
         }
+        let Ok(written_at) = self.written_at(key, cache.secret_name(), stored, changed_at).await else {
+            return Some(LOOK_AGAIN);
+        };
         let cause = Cause {
             cache: &key.1,
             secret: cache.secret_name(),
             changed_at,
+            written_at,
             min_interval: cache.spec.rollout_restart.min_interval(),
             impatient: note.rolling.is_some_and(|since| since.elapsed() > PATIENCE),
         };
@@ -70,5 +76,21 @@ impl Context {
         };
         self.runner.notes.with(key, |notes| notes.rollout = note);
         wake
+    }
+
+    /// When the Secret was written with the value that it has since `changed_at`.
+    async fn written_at(
+        &self,
+        (namespace, _): &Key,
+        secret: &str,
+        stored: &Stored,
+        changed_at: DateTime<Utc>,
+    ) -> Result<DateTime<Utc>, ApiError> {
+        if stored.lifetime.is_none_or(|lifetime| lifetime.fetched_at > changed_at) {
+            // It was written again with the same value.
+            return Ok(changed_at);
+        }
+        let metadata = live_secret(&self.runner.client, namespace, secret).await?;
+        Ok(metadata.as_ref().and_then(written_at).map_or(changed_at, |written| written.max(changed_at)))
     }
 }

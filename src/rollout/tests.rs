@@ -2,7 +2,14 @@ use super::*;
 use crate::samples::at;
 
 fn cause() -> Cause<'static> {
-    Cause { cache: "a", secret: "s", changed_at: at(0.0), min_interval: Duration::from_secs(60), impatient: false }
+    Cause {
+        cache: "a",
+        secret: "s",
+        changed_at: at(0.0),
+        written_at: at(3.0),
+        min_interval: Duration::from_secs(60),
+        impatient: false,
+    }
 }
 
 fn merge(base: &mut Value, change: &Value) {
@@ -49,8 +56,15 @@ fn a_workload_is_restarted_once_for_each_change_of_the_value() {
 
 #[test]
 fn pods_that_began_with_the_new_value_are_left_alone() {
-    let younger = deployment(json!({"metadata": {"creationTimestamp": "2026-03-01T12:00:05Z"}}));
-    assert_eq!(step(&younger), Step::Nothing);
+    for (created, expected) in [
+        ("2026-03-01T12:00:05Z", Step::Nothing),
+        // Before the Secret was written, which was some time after the fetch.
+        ("2026-03-01T12:00:02Z", Step::Restart),
+        ("2026-03-01T12:00:03Z", Step::Restart),
+    ] {
+        let younger = deployment(json!({"metadata": {"creationTimestamp": created}}));
+        assert_eq!(step(&younger), expected, "{created}");
+    }
 }
 
 #[test]
