@@ -10,7 +10,7 @@ use super::{
     cache::Cache,
     value::{Found, Stamp, Value},
 };
-use crate::time::later;
+use crate::{status::next_run, time::later};
 
 /// When a refresh is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,7 +188,8 @@ pub(super) fn answer(cache: &Cache, asked: &Asked) -> Answer {
     if cache.metadata.uid != asked.uid {
         return Answer::Anew;
     }
-    if cache.status.runs > asked.runs {
+    // After the largest number that there is they are counted from the start.
+    if cache.status.runs > asked.runs || (asked.runs == i64::MAX && cache.status.runs != asked.runs) {
         return Answer::Ended;
     }
     hindrance(cache).map_or(Answer::NotYet, Answer::Fail)
@@ -237,7 +238,7 @@ pub(super) fn conclude(wish: &Wish, cache: &Cache, asked: &Asked, found: &Found,
 
 /// The failure of the only run since it was asked for: it has brought nothing, and the Secret need not be read.
 pub(super) fn failed(cache: &Cache, asked: &Asked) -> Option<Error> {
-    (cache.status.failures > 0 && cache.status.runs == asked.runs + 1).then(|| last_failure(cache))
+    (cache.status.failures > 0 && cache.status.runs == next_run(asked.runs)).then(|| last_failure(cache))
 }
 
 fn last_failure(cache: &Cache) -> Error {

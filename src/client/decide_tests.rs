@@ -106,6 +106,18 @@ fn who_waits_is_answered_by_the_first_run_that_ends_after_the_request() {
 }
 
 #[test]
+fn who_waits_is_answered_although_the_count_of_runs_cannot_grow() {
+    // Anyone who may patch the status can write it.
+    let asked = Asked { uid: Some("u".into()), runs: i64::MAX, before: None };
+    for (runs, expected) in [(i64::MAX, "NotYet"), (1, "Ended")] {
+        let decided = format!("{:?}", answer(&cache(json!({}), json!({ "runs": runs })), &asked));
+        assert!(decided.starts_with(expected), "{decided}, not {expected}");
+    }
+    let bad = json!({"runs": 1, "failures": 1, "lastFailure": {"reason": "ServerError", "message": "503"}});
+    assert!(failed(&cache(json!({}), bad), &asked).is_some());
+}
+
+#[test]
 fn the_end_of_a_run_gives_its_value_or_its_reason() {
     let (old, new) = (found("12:00:00", "13:00:00"), found("12:30:00", "13:30:00"));
     let good = json!({"runs": 5, "failures": 0});
