@@ -159,7 +159,7 @@ pub struct HttpResult {
     #[schemars(length(min = 1, max = 4096))]
     pub token: Option<String>,
 
-    /// When it expires: gives a timestamp, a string in RFC 3339, or Unix seconds or milliseconds; or null where this
+    /// When it expires: gives a timestamp, a date in RFC 3339 or as HTTP writes it, or a Unix time; or null where this
     /// response does not say. Default: expires_in or expires_at of a JSON object, or exp of a token that is a JWT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]

@@ -14,7 +14,7 @@ pub(super) fn words(error: &CertificateError) -> String {
     match error {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "the server's certificate is not signed by a trusted CA. Set tls.caBundle or tls.caRef to the certificate of \
-             the CA that signed it"
+             the CA that signed it, with the intermediate certificates that the server does not send"
                 .to_owned()
         }
         CertificateError::Expired => "the server's certificate has expired. Renew it".to_owned(),

@@ -116,7 +116,7 @@ fn enough_left(
     match wanted {
         Some(wanted) if left < wanted.as_std() => {
             let left = Duration::from_secs(left.as_secs());
-            let message = format!("the value that was fetched has {left} left; refresh.minRemaining wants {wanted}");
+            let message = format!("The fetched value is valid for {left}, and refresh.minRemaining requires {wanted}");
             Err(Failure::new(Reason::NearlyExpired, message))
         }
         _ => Ok(()),
@@ -281,7 +281,7 @@ mod tests {
         }
         assert!(decide_over(r#"{"expires_in":62}"#, "{}", Some("1m")).is_ok());
         let failure = decide_over(r#"{"expires_in":47}"#, "{}", Some("1m")).unwrap_err();
-        assert!(failure.message.contains("has 45s left") && failure.message.contains("wants 1m"), "{failure}");
+        assert!(failure.message.contains("is valid for 45s") && failure.message.contains("requires 1m"), "{failure}");
     }
 
     #[test]

@@ -316,9 +316,9 @@ fn scope(answer: &Answer, sent: chrono::DateTime<chrono::Utc>) -> Result<Scope, 
     let scope = Scope::new(Place::Result)
         .with("response", cel::map(response))
         .with("now", Value::Timestamp(time::floor(sent).fixed_offset()))
-        .noting("response.body", format!("the body is not UTF-8 (content type: {kind})"));
+        .noting("response.body", format!("the body is not UTF-8 ({kind})"));
     Ok(match no_json {
-        Some(problem) => scope.noting("response.json", format!("the body {problem} (content type: {kind})")),
+        Some(problem) => scope.noting("response.json", format!("the body {problem} ({kind})")),
         None => scope,
     })
 }

@@ -91,7 +91,7 @@ pub(super) fn interpret(answer: &Answer, grant: Grant, confidence: &Confidence) 
     let wrong = |what: String| answer.failure(Reason::InvalidResponse, format!("{answer}, but {what}"));
     let members = members.map_err(|problem| {
         let kind = answer.content_type();
-        wrong(format!("the body {problem} (content type: {kind}). Check that tokenUrl is the token endpoint"))
+        wrong(format!("the body {problem} ({kind}). Check that tokenUrl is the token endpoint"))
     })?;
     match (members.get("access_token"), text(&members, ID_TOKEN)) {
         (Some(Member::Text(token)), _) if token.expose_secret().is_empty() => {

@@ -94,3 +94,24 @@ async fn a_server_name_does_not_lead_around_the_rules() {
         assert_failed(world.fetch(&with("https://good.example/", name)).await, Reason::InvalidSpec, &["serverName"]);
     }
 }
+
+#[tokio::test]
+async fn a_name_is_found_however_it_is_written_and_the_server_sees_the_urls_path() {
+    let server = Server::start(token).await;
+    let here: &[&[&str]] = &[&["127.0.0.1"]];
+    let known = [("id.example.com", here), ("id.example.com.", here), ("xn--bcher-kva.example", here)];
+    let world = World { lookup: names(&known), ..World::new() };
+    for (host, path, target) in [
+        ("ID.Example.COM", "/token", "/token"),
+        ("id%2Eexample.com", "/token", "/token"),
+        ("id.example.com.", "/token", "/token"),
+        ("b\u{fc}cher.example", "/t\u{f6}ken", "/t%C3%B6ken"),
+        ("id.example.com", "/users/me@example.com/%2F%40?u=a@b.c&x=%20", "/users/me@example.com/%2F%40?u=a@b.c&x=%20"),
+        ("id.example.com", "", "/"),
+        ("id.example.com", "?a=b", "/?a=b"),
+    ] {
+        let url = format!("http://{host}:{}{path}", server.address.port());
+        assert_token(world.fetch(&cache(&url, json!({}))).await);
+        assert_eq!(server.seen().pop().unwrap().target, target, "{url}");
+    }
+}

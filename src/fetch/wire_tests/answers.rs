@@ -102,7 +102,7 @@ async fn an_answer_without_a_token_is_told_by_its_status_and_by_its_oauth_error_
             vec!["with an error: an error that is not a string"],
         ),
         (200, html, Reason::InvalidResponse, vec!["the body is not JSON: expected value", "Check that tokenUrl"]),
-        (200, "", Reason::InvalidResponse, vec!["the body is empty (content type: no content type)"]),
+        (200, "", Reason::InvalidResponse, vec!["the body is empty (no content type)"]),
         (200, "[]", Reason::InvalidResponse, vec!["the body is JSON, but not an object"]),
         (204, "", Reason::InvalidResponse, vec!["204"]),
         (200, "{}", Reason::InvalidResponse, vec!["without access_token"]),

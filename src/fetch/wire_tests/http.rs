@@ -213,12 +213,7 @@ async fn a_response_that_does_not_fit_is_told_by_the_field_and_what_was_there() 
         (
             "<html>t0ken</html>",
             token("response.json.a"),
-            vec![
-                "response.json is null",
-                "the body is not JSON: expected value",
-                "content type: text/html",
-                "answered 200 OK",
-            ],
+            vec!["response.json is null", "the body is not JSON: expected value", "(text/html)", "answered 200 OK"],
         ),
         ("", token("'x' + response.json.a"), vec!["response.json is null, which has no key a: the body is empty"]),
         (r#"["t0ken"]"#, token("response.json.a"), vec!["response.json is a list of 1, which has no key a"]),
