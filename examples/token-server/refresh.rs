@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Instant};
 #[derive(Clone, Default)]
 pub struct Tokens {
     valid: Option<String>,
-    /// When each was voided.
+    /// When each was voided, until it is sent again.
     void: HashMap<String, Instant>,
     resent: Vec<(Instant, Instant)>,
 }
@@ -31,11 +31,11 @@ impl Tokens {
         if self.valid.as_deref() == Some(sent) {
             return Some(self.sign_in());
         }
-        self.resent.extend(self.void.get(sent).map(|voided| (*voided, Instant::now())));
+        self.resent.extend(self.void.remove(sent).map(|voided| (voided, Instant::now())));
         None
     }
 
-    /// When void tokens were sent: since when they were void, and when it was.
+    /// When each void token was sent first: since when it was void, and when it was sent.
     pub fn resent(&self) -> &[(Instant, Instant)] {
         &self.resent
     }

@@ -293,7 +293,7 @@ impl TokenServer {
     }
 
     /// The refresh tokens of one cache that were sent again after the server had voided them: when they were voided, and
-    /// when they were sent again.
+    /// when they were sent again. Only the first time counts: whether a token is still refused may be checked.
     pub fn resent(&self, cache: &str) -> Vec<(Instant, Instant)> {
         self.state.with(cache, |path| path.refresh.resent().to_vec())
     }

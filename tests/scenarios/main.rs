@@ -33,6 +33,7 @@ mod outage;
 mod prometheus;
 mod proxy;
 mod recipes;
+mod recreated;
 mod references;
 mod refusals;
 mod requests;

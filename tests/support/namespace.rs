@@ -33,9 +33,10 @@ use tokio::sync::OnceCell;
 use super::{
     Cluster, DEADLINE,
     controller::Log,
-    in_background,
+    in_background, poll,
     rights::{Account, chart_rules},
     seen::{CacheView as _, holder},
+    within,
 };
 
 /// What the scenarios work with.
@@ -68,10 +69,24 @@ impl Namespace {
     pub async fn new() -> Self {
         let client = Cluster::get().await.client.clone();
         let name = format!("tc-{:016x}", rand::random::<u64>());
-        let namespace = serde_json::from_value(json!({"metadata": {"name": name}})).expect("a namespace");
-        let namespaces: Api<KubeNamespace> = Api::all(client.clone());
+        let namespace = Self { name, client, logs: Mutex::default(), account: OnceCell::new() };
+        namespace.create_namespace().await;
+        namespace
+    }
+
+    async fn create_namespace(&self) {
+        let namespace = serde_json::from_value(json!({"metadata": {"name": self.name}})).expect("a namespace");
+        let namespaces: Api<KubeNamespace> = Api::all(self.client.clone());
         namespaces.create(&PostParams::default(), &namespace).await.expect("the namespace is created");
-        Self { name, client, logs: Mutex::default(), account: OnceCell::new() }
+    }
+
+    /// Deletes it with all that is in it, and creates an empty one of that name.
+    pub async fn create_again(&self) {
+        let namespaces: Api<KubeNamespace> = Api::all(self.client.clone());
+        namespaces.delete(&self.name, &DeleteParams::default()).await.expect("the namespace is deleted");
+        let gone = || async { namespaces.get_opt(&self.name).await.expect("an answer").is_none().then_some(()) };
+        within("the namespace is gone", poll(gone)).await;
+        self.create_namespace().await;
     }
 
     /// Its objects of one type.
