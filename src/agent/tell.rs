@@ -1,12 +1,18 @@
 //! Who uses a value is told of another one: by a signal to a process, or by a command.
 
-use std::{path::PathBuf, process::Stdio, str::FromStr, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    str::FromStr,
+    time::Duration,
+};
 
 use rustix::{
     io::Errno,
     process::{Pid, kill_process},
 };
-use tokio::{process::Command, time::timeout};
+use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
 /// How they are told.
 #[derive(Clone, Debug)]
@@ -29,6 +35,9 @@ pub enum Tell {
         limit: Duration,
     },
 }
+
+/// More bytes than a number takes, with white space around it.
+const LONGEST_PID: u64 = 64;
 
 /// Why nobody was told. Holds no output of a command, which could hold a value.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +111,7 @@ impl Tell {
         match self {
             Self::Signal { signal, pid_file } => {
                 let path = pid_file.clone();
-                let text = tokio::fs::read_to_string(&path).await;
+                let text = read(&path).await;
                 let text = text.map_err(|error| Untold::PidFile { path: path.clone(), error })?;
                 let own = i32::try_from(std::process::id()).unwrap_or_default();
                 let pid = process(&text, own).map_err(|what| Untold::NoPid { path: path.clone(), what })?;
@@ -118,6 +127,16 @@ impl Tell {
     pub fn is_repeated(&self) -> bool {
         matches!(self, Self::Command { .. })
     }
+}
+
+/// Reads a pid file, and nothing else: a named pipe would be read for ever.
+async fn read(path: &Path) -> io::Result<String> {
+    if !tokio::fs::metadata(path).await?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = String::new();
+    tokio::fs::File::open(path).await?.take(LONGEST_PID).read_to_string(&mut text).await?;
+    Ok(text)
 }
 
 async fn run(name: &str, program: &str, arguments: &[String], limit: Duration) -> Result<(), Untold> {
@@ -220,6 +239,11 @@ mod tests {
         let pid_file = folder.path().join("pid");
         let tell = Tell::Signal { signal: "HUP".parse().unwrap(), pid_file: pid_file.clone() };
         assert!(matches!(tell.tell("a").await, Err(Untold::PidFile { .. })));
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let of_pipe = Tell::Signal { signal: "HUP".parse().unwrap(), pid_file: pipe };
+        let told = timeout(Duration::from_secs(60), of_pipe.tell("a")).await.expect("it does not wait for a writer");
+        assert!(matches!(told, Err(Untold::PidFile { .. })), "{told:?}");
         let mut ended = std::process::Command::new("true").spawn().unwrap();
         ended.wait().unwrap();
         std::fs::write(&pid_file, ended.id().to_string()).unwrap();
