@@ -71,12 +71,44 @@ const DATA_NEXT: &str = "..data_tmp";
 /// No key of a Secret begins like this.
 const HIDDEN: &[u8] = b"..";
 
-/// Writes a value, unless it is there; what was there before.
+/// Name of the marker in a folder.
+const UNTOLD: &str = "..untold";
+
+/// The file that is there from before a value takes another one's place until those who use it are told: an agent that
+/// ends in between tells them when it is started again.
+fn marker(target: &Target) -> PathBuf {
+    match target {
+        Target::Folder(folder) => folder.join(UNTOLD),
+        Target::File { path, .. } => beside(path, ".untold"),
+    }
+}
+
+/// A hidden file beside another one.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from("..");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(ending);
+    path.with_file_name(name)
+}
+
+/// Writes a value, unless it is there; what was there before. With `marks`, one that nobody was told of counts as another
+/// one.
 ///
 /// # Errors
 /// With what was there before still in its place.
-pub fn write(target: &Target, value: &Value, mode: Mode) -> Result<Before, Error> {
-    let before = before(target, value, mode)?;
+pub fn write(target: &Target, value: &Value, mode: Mode, marks: bool) -> Result<Before, Error> {
+    let marker = marker(target);
+    let mut before = before(target, value, mode)?;
+    if before == Before::Same && marks && some(fs::symlink_metadata(&marker)).at(&marker)?.is_some() {
+        before = Before::Other;
+    }
+    if before == Before::Other && marks {
+        // Never through a link.
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&marker) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            made => drop(made.at(&marker)?),
+        }
+    }
     if before != Before::Same {
         match target {
             Target::Folder(path) => write_folder(path, value, mode)?,
@@ -84,6 +116,15 @@ pub fn write(target: &Target, value: &Value, mode: Mode) -> Result<Before, Error
         }
     }
     Ok(before)
+}
+
+/// Those who use the value are told of it, or need not be.
+///
+/// # Errors
+/// Where the file system refuses.
+pub fn told(target: &Target) -> Result<(), Error> {
+    let marker = marker(target);
+    some(fs::remove_file(&marker)).at(&marker).map(|_| ())
 }
 
 fn before(target: &Target, value: &Value, mode: Mode) -> Result<Before, Error> {
@@ -238,10 +279,7 @@ fn leads_to_data(path: &Path) -> bool {
 }
 
 fn write_file(path: &Path, bytes: &[u8], mode: Mode) -> Result<(), Error> {
-    let mut name = OsString::from("..");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".tokencache");
-    let next = path.with_file_name(name);
+    let next = beside(path, ".tokencache");
     some(fs::remove_file(&next)).at(&next)?;
     let written = write_new(&next, bytes, mode).and_then(|()| fs::rename(&next, path).at(path));
     match &written {
@@ -265,6 +303,7 @@ fn write_new(path: &Path, bytes: &[u8], mode: Mode) -> Result<(), Error> {
 /// # Errors
 /// Where the file system refuses.
 pub fn remove(target: &Target) -> Result<bool, Error> {
+    told(target)?;
     match target {
         Target::File { path, .. } => Ok(some(fs::remove_file(path)).at(path)?.is_some()),
         Target::Folder(folder) => {

@@ -8,6 +8,11 @@ fn mode(text: &str) -> Mode {
     text.parse().unwrap()
 }
 
+/// Without markers.
+fn write(target: &Target, value: &Value, mode: Mode) -> Result<Before, Error> {
+    super::write(target, value, mode, false)
+}
+
 /// What lies in a folder: names, and for each what a reader finds.
 fn listed(folder: &Path) -> Vec<(String, String)> {
     let read = |entry: io::Result<fs::DirEntry>| {
@@ -148,6 +153,25 @@ fn what_a_crash_left_is_cleared_away() {
     symlink("..20260301T120000Z.0", folder.path().join(DATA_NEXT)).unwrap();
     write(&folder.target, &value(json!({"token": "MQ=="})), mode("0400")).unwrap();
     assert_eq!(listed(folder.path()), pairs(&[("..data", "-"), ("..value", "-"), ("token", "1")]));
+}
+
+#[test]
+fn a_value_that_nobody_was_told_of_is_another_one_until_they_are() {
+    let folder = Folder::new();
+    let file = Target::File { path: folder.path().with_file_name("file"), key: None };
+    let (first, second) = (value(json!({"token": "MQ=="})), value(json!({"token": "Mg=="})));
+    for target in [&folder.target, &file] {
+        let write = |value: &Value, marks| super::write(target, value, mode("0400"), marks).unwrap();
+        assert_eq!((write(&first, true), write(&first, true)), (Before::Nothing, Before::Same));
+        assert_eq!((write(&second, true), write(&second, true)), (Before::Other, Before::Other));
+        assert_eq!(write(&second, false), Before::Same, "nobody is to be told");
+        told(target).unwrap();
+        told(target).unwrap();
+        assert_eq!(write(&second, true), Before::Same);
+    }
+    super::write(&folder.target, &first, mode("0400"), true).unwrap();
+    assert!(remove(&folder.target).unwrap());
+    assert_eq!(listed(folder.path()), []);
 }
 
 /// A file system with room for so many files, or nothing where this user may not mount one.

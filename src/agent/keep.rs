@@ -28,6 +28,8 @@ pub(super) struct Keeper {
     pub(super) targets: Vec<Target>,
     pub(super) mode: Mode,
     pub(super) remove_expired: bool,
+    /// Whether anybody is to be told of values.
+    pub(super) tells: bool,
     pub(super) board: Board,
     pub(super) clock: Clock,
     /// Counts values that others are to be told of.
@@ -118,9 +120,9 @@ impl Keeper {
     async fn write(&self, memory: &mut Memory, value: Arc<Value>) {
         let name = self.handle.name();
         let stamp = value.stamp().clone();
-        let (targets, mode) = (self.targets.clone(), self.mode);
+        let (targets, mode, tells) = (self.targets.clone(), self.mode, self.tells);
         let written = spawn_blocking(move || {
-            let write = |target: &Target| disk::write(target, &value, mode);
+            let write = |target: &Target| disk::write(target, &value, mode, tells);
             targets.iter().map(write).collect::<Vec<_>>()
         });
         let mut unwritten = None;
@@ -204,6 +206,7 @@ fn wait(failures: u32, valid: bool, end: Option<DateTime<Utc>>, now: DateTime<Ut
 /// Tells of each value that is news, for as long as it is polled. One at a time is told, of whichever TokenCache.
 pub(super) async fn tell(
     name: String,
+    targets: Vec<Target>,
     tell: Arc<Tell>,
     turn: Arc<Mutex<()>>,
     mut news: watch::Receiver<u64>,
@@ -220,11 +223,13 @@ pub(super) async fn tell(
             let untold = told.err().map(|error| error.to_string());
             board.report(&name, |report| report.untold.clone_from(&untold));
             let Some(error) = untold else {
+                forget(&targets).await;
                 tracing::info!(name, "who uses the value is told of it");
                 break;
             };
             tracing::error!(name, error, "who uses the value could not be told of it");
             if !tell.is_repeated() {
+                forget(&targets).await;
                 break;
             }
             failures += 1;
@@ -236,5 +241,14 @@ pub(super) async fn tell(
                 },
             }
         }
+    }
+}
+
+/// Another agent need not tell of these files any more.
+async fn forget(targets: &[Target]) {
+    let targets = targets.to_vec();
+    let forgotten = spawn_blocking(move || targets.iter().try_for_each(disk::told)).await;
+    if let Ok(Err(error)) = forgotten {
+        tracing::warn!(%error, "who uses the value is told of it again when the agent is restarted");
     }
 }

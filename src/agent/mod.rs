@@ -86,10 +86,11 @@ pub async fn start(client: Client, settings: Settings, clock: Clock) -> Result<R
         let Some(handle) = handles.get(&name).cloned() else { continue };
         let news = watch::Sender::new(0);
         if let Some(tell) = &tell {
-            tasks.spawn(keep::tell(name, tell.clone(), turn.clone(), news.subscribe(), board.clone()));
+            tasks.spawn(keep::tell(name, targets.clone(), tell.clone(), turn.clone(), news.subscribe(), board.clone()));
         }
         let (mode, remove_expired) = (settings.mode, settings.remove_expired);
-        let keeper = Keeper { handle, targets, mode, remove_expired, board: board.clone(), clock: clock.clone(), news };
+        let (tells, board, clock) = (tell.is_some(), board.clone(), clock.clone());
+        let keeper = Keeper { handle, targets, mode, remove_expired, tells, board, clock, news };
         tasks.spawn(keeper.keep());
     }
     Ok(Running { board, tasks })

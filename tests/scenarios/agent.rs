@@ -20,14 +20,14 @@ use crate::support::{
 };
 
 /// A scene with an account that has the rights of an agent of these TokenCaches, and a folder for its files.
-struct Stage {
-    scene: Scene,
+pub(super) struct Stage {
+    pub(super) scene: Scene,
     account: Account,
     home: TempDir,
 }
 
 impl Stage {
-    async fn new(names: &[&str]) -> Self {
+    pub(super) async fn new(names: &[&str]) -> Self {
         let scene = Scene::new().await;
         let mut rules = rules("watch");
         for rule in &mut rules {
@@ -37,15 +37,15 @@ impl Stage {
         Self { scene, account, home: tempfile::tempdir().expect("a folder") }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(super) fn text(&self, name: &str) -> String {
         self.path(name).to_str().expect("a path in UTF-8").to_owned()
     }
 
-    fn start(&self, arguments: &[&str]) -> Agent {
+    pub(super) fn start(&self, arguments: &[&str]) -> Agent {
         Agent::start(self.account.kubeconfig(), &self.scene.ns, arguments)
     }
 
@@ -57,7 +57,7 @@ impl Stage {
     }
 
     /// Asks for a new value, and gives it when the Secret has it.
-    async fn refreshed(&self, name: &str, asked: &str) -> String {
+    pub(super) async fn refreshed(&self, name: &str, asked: &str) -> String {
         let before = self.scene.secret(name).await.token();
         self.scene.ns.request(name, asked).await;
         let secret = self.scene.ns.await_secret(name, "a new value", |secret| secret.token() != before).await;
@@ -72,7 +72,7 @@ impl Stage {
 const PORT: [&str; 2] = ["--listen", "127.0.0.1:0"];
 const LOG: &str = "TOKENCACHE_NAME";
 
-async fn holds(path: &Path, text: &str) {
+pub(super) async fn holds(path: &Path, text: &str) {
     let what = format!("{} has the new value", path.display());
     within(&what, poll(|| async { (fs::read_to_string(path).ok()? == text).then_some(()) })).await;
 }
@@ -178,6 +178,7 @@ fn a_command_runs_for_each_changed_value_but_not_for_the_first() {
         let agent = stage.start(&arguments);
         holds(&stage.path("dir/a/token"), &token).await;
         lines(3).await;
+        agent.says("who uses the value is told of it").await;
         agent.terminate().await;
         let agent = stage.start(&arguments);
         agent.says("the value is in its files").await;

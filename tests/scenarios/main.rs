@@ -10,6 +10,7 @@
 mod support;
 
 mod agent;
+mod agent_told;
 mod client;
 mod client_cli;
 mod client_crowd;
