@@ -162,7 +162,7 @@ fn memory() -> Value {
 /// Writes more to a volume than it may hold.
 fn evicted() -> Value {
     let mut spec = container(json!({
-        "command": ["sh", "-ec", "head -c 20000000 /dev/zero > /v/x; sleep 60"],
+        "command": ["sh", "-ec", "head -c 20000000 /dev/zero > /v/x; sleep 200"],
         "volumeMounts": [{"name": "v", "mountPath": "/v"}],
     }));
     merge(&mut spec, pod_spec(json!({"volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]})));

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokencache::api::TokenCache;
 
 use super::{RunningPod, Stage, job, nowhere, result};
-use crate::support::{CacheView as _, SecretView as _, poll, scenario, within};
+use crate::support::{CacheView as _, SecretView as _, poll, rights::withhold, scenario, within};
 
 /// The pod of a Job as somebody else makes it: with its labels and its template, and no owner.
 fn forged(job: &Job) -> Value {
@@ -38,6 +38,8 @@ fn a_result_is_taken_from_the_jobs_own_pod_only() {
             quota.is_some_and(|it| it.status.as_ref().is_some_and(|status| status.used.is_some()))
         };
         stage.ns.await_object("none", "the quota counts", counted).await;
+        // Else the run would end as soon as it sees the quota's refusal.
+        withhold(&stage.ns, &["list", "watch"], "", "events").await;
         stage.ns.create::<TokenCache>(job("a", json!({"retry": {"initialInterval": "5m"}}))).await;
         let found = poll(|| async { stage.jobs("a").await.pop() });
         let made = within("a Job", found).await;
