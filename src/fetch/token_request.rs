@@ -85,16 +85,17 @@ fn refused(error: &kube::Error, account: &str, namespace: &str) -> Failure {
                 Reason::SourceNotFound,
                 format!("{account} does not exist any more, or the API server issues no tokens"),
             ),
-            403 => Failure::new(
+            403 if is_by_rbac(&status.message) => Failure::new(
                 Reason::SourceNotAllowed,
                 format!(
                     "tokencache may not request a token of {account}: its own role lacks create on \
                      serviceaccounts/token in namespace {namespace}"
                 ),
             ),
+            // The API server's rules for the request, or an admission webhook or policy, which may answer any of these.
             // The request holds nothing secret, so the server's words may be told.
-            400 | 422 => Failure::new(
-                Reason::InvalidSpec,
+            400..=499 if !matches!(status.code, 408 | 429) => Failure::new(
+                Reason::Rejected,
                 format!(
                     "Kubernetes refuses the TokenRequest for {account}: {}",
                     Redactor::default().clean(&status.message)
@@ -110,6 +111,11 @@ fn refused(error: &kube::Error, account: &str, namespace: &str) -> Failure {
             format!("the Kubernetes API server: no usable answer to the TokenRequest for {account}"),
         ),
     }
+}
+
+/// Whether it is a permission that lacks: admission denies with the same status and other words.
+fn is_by_rbac(message: &str) -> bool {
+    message.contains("cannot create resource")
 }
 
 #[cfg(test)]
@@ -157,13 +163,18 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_by_what_would_mend_it() {
-        for (code, reason, words) in [
-            (404, Reason::SourceNotFound, "ServiceAccount b/robot does not exist"),
-            (403, Reason::SourceNotAllowed, "lacks create on serviceaccounts/token in namespace b"),
-            (422, Reason::InvalidSpec, "ServiceAccount b/robot: too short"),
-            (500, Reason::Unreachable, "500 Why at the TokenRequest for ServiceAccount b/robot"),
+        let rbac = r#"serviceaccounts "robot" is forbidden: User "u" cannot create resource "serviceaccounts/token" in API group "" in the namespace "b""#;
+        let policy = r#"admission webhook "p" denied the request: no"#;
+        for (code, message, reason, words) in [
+            (404, "", Reason::SourceNotFound, "ServiceAccount b/robot does not exist"),
+            (403, rbac, Reason::SourceNotAllowed, "lacks create on serviceaccounts/token in namespace b"),
+            (403, policy, Reason::Rejected, policy),
+            (400, policy, Reason::Rejected, policy),
+            (422, "too short", Reason::Rejected, "ServiceAccount b/robot: too short"),
+            (429, "", Reason::Unreachable, "429 Why at the TokenRequest for ServiceAccount b/robot"),
+            (500, "", Reason::Unreachable, "500 Why at the TokenRequest for ServiceAccount b/robot"),
         ] {
-            let error = kube::Error::Api(Status::failure("too short", "Why").with_code(code).boxed());
+            let error = kube::Error::Api(Status::failure(message, "Why").with_code(code).boxed());
             let failure = refused(&error, "robot", "b");
             assert_eq!(failure.reason, reason);
             assert!(failure.message.contains(words), "{failure}");
