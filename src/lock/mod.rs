@@ -276,6 +276,10 @@ impl Locks {
             match write.await {
                 Ok(seen) => return Ok(Acquired::Hold(Hold::start(active, me, seen, sent, uninterrupted))),
                 Err(error) if error.is_final() => return Err(error),
+                // A namespace that is gone, where looking at the Lease would not tell.
+                Err(LockError::Api(kube::Error::Api(status))) if seen.is_none() && status.code == 404 => {
+                    return Err(LockError::Api(kube::Error::Api(status)));
+                }
                 // Somebody was faster, or nobody knows whether the write happened: it may be mine.
                 Err(_) => sighting = self.look(owner).await?,
             }
