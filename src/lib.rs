@@ -16,6 +16,8 @@ pub mod admin;
 pub mod agent;
 pub mod api;
 #[cfg(feature = "controller")]
+pub mod brake;
+#[cfg(feature = "controller")]
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;

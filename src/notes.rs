@@ -11,7 +11,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{api::Invalid, fetch::Progress, reason::Reason, references::Change, secret::Lifetime};
+use crate::{
+    api::Invalid,
+    brake::Brake,
+    fetch::Progress,
+    plan::backoff,
+    reason::Reason,
+    references::Change,
+    secret::{Lifetime, Verdict},
+};
 
 /// Namespace and name.
 pub type Key = (String, String);
@@ -27,14 +35,14 @@ pub struct Note {
     pub exact: Option<(String, Lifetime)>,
     /// The exact moment of the next attempt.
     pub retry: Option<DateTime<Utc>>,
-    /// The Secret as this process wrote it, until the watch shows it.
+    /// The Secret as this process wrote it or found it live, until the watch shows it.
     pub ahead: Option<Box<Ahead>>,
     /// `status.runs` as this process wrote it, and when; an object with less has not come through the watch yet.
     pub reported: Option<(i64, Instant)>,
     /// The same, where that run failed for what its source had read, and the reason.
     pub waiting: Option<(i64, Reason)>,
-    /// Whether the Secret of this `resourceVersion` was found as it had been written.
-    pub verified: Option<(String, bool)>,
+    /// What is known of the data of the Secret of this `resourceVersion`.
+    pub verified: Option<(String, Verdict)>,
     /// Since when the Secret of this `resourceVersion` waits to be verified.
     pub unverified: Option<Box<(String, Instant)>>,
     /// `status.runs` when an object that stood in the way of the last run changed.
@@ -65,6 +73,12 @@ pub struct Note {
     pub pause: Option<Duration>,
     /// The complaint that was reported of an object that cannot be decoded.
     pub undecodable: Option<String>,
+    /// The fetches that were done out of turn.
+    pub brake: Option<Box<Brake>>,
+    /// Runs in a row that found nothing to do, although the watch shows that there is.
+    pub in_vain: u32,
+    /// The Secret of this UID was to be removed: how often that failed in a row, and when it is tried again.
+    pub removal: Option<Box<(String, u32, Instant)>>,
 }
 
 /// How far the restarts of a TokenCache's workloads are.
@@ -78,19 +92,38 @@ pub struct Rollout {
     pub complaint: String,
 }
 
-/// A Secret that was written but may not have come through the watch yet.
+/// A Secret as it was written or read live, which may not have come through the watch yet.
 #[derive(Clone, Debug)]
 pub struct Ahead {
-    /// As it was written.
-    pub metadata: Arc<ObjectMeta>,
-    /// The `resourceVersion` that it replaced.
-    pub before: Option<String>,
-    /// When it was written.
-    pub since: Instant,
+    /// Its name.
+    pub name: String,
+    /// As it was written or read; `None` where it was found to be gone.
+    pub metadata: Option<Arc<ObjectMeta>>,
+    /// The `resourceVersion` that the watch showed then, and the one that was replaced; `None` where there was none. The
+    /// watch is behind while it shows one of them.
+    pub older: [Option<String>; 2],
 }
 
-/// How long a write is expected to come through the watch; after that the watch is believed.
+impl Ahead {
+    fn is_ahead_of(&self, version: Option<&str>) -> bool {
+        self.older.iter().any(|older| older.as_deref() == version)
+    }
+}
+
+/// A Secret's `resourceVersion`.
+pub fn version(metadata: Option<&ObjectMeta>) -> Option<&str> {
+    metadata.and_then(|metadata| metadata.resource_version.as_deref())
+}
+
+/// How long the write of a status is expected to come through the watch; after that the watch is believed.
 const WATCH_LAG: Duration = Duration::from_secs(5);
+
+/// The wait after the first of several runs in a row that find nothing to do, and the longest. The watch brings what they
+/// found, and with it the next look; this is for when it does not.
+const IN_VAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// The same for the removal of a Secret that is refused or does not come to its end.
+const REMOVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 /// Whether it is the moment to look at a TokenCache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,28 +161,59 @@ impl Note {
         *self = Self { uid, cancel: self.cancel.take(), called: self.called, ..Self::default() };
     }
 
-    /// The Secret's metadata: as written by this process, while the watch still shows what was before.
+    /// The metadata of the Secret of this name: as this process wrote or read it, while the watch shows an older version.
     #[must_use]
-    pub fn newest(&self, watched: impl FnOnce() -> Option<Arc<ObjectMeta>>) -> Option<Arc<ObjectMeta>> {
+    pub fn newest(&self, name: &str, shown: Option<Arc<ObjectMeta>>) -> Option<Arc<ObjectMeta>> {
         match &self.ahead {
-            Some(ahead) if ahead.since.elapsed() < WATCH_LAG => Some(ahead.metadata.clone()),
-            _ => watched(),
+            Some(ahead) if ahead.name == name && ahead.is_ahead_of(version(shown.as_deref())) => ahead.metadata.clone(),
+            _ => shown,
         }
     }
 
     /// Takes notice of a Secret that came through the watch, without a `resourceVersion` when it was deleted.
-    pub fn watched(&mut self, name: Option<&str>, resource_version: Option<&str>) {
+    pub fn watched(&mut self, metadata: &ObjectMeta, resource_version: Option<&str>) {
         // A TokenCache may own others: one of a former name, and the state of its job.
-        if self.ahead.as_ref().is_some_and(|ahead| ahead.metadata.name.as_deref() != name) {
-            return;
-        }
-        let stale = self
-            .ahead
-            .as_ref()
-            .is_some_and(|ahead| resource_version.is_some() && resource_version == ahead.before.as_deref());
-        if !stale {
+        let concerns = |ahead: &Ahead| Some(ahead.name.as_str()) == metadata.name.as_deref();
+        let behind = |ahead: &Ahead| match resource_version {
+            Some(_) => ahead.is_ahead_of(resource_version),
+            // It was made anew since.
+            None => ahead.metadata.as_deref().is_some_and(|newer| newer.uid != metadata.uid),
+        };
+        if self.ahead.as_deref().is_some_and(|ahead| concerns(ahead) && !behind(ahead)) {
             self.ahead = None;
         }
+    }
+
+    /// Keeps in mind why the object cannot be decoded, if so. Gives whether that is new.
+    pub fn complain(&mut self, complaint: Option<&str>) -> bool {
+        let is_new = self.undecodable.as_deref() != complaint;
+        if is_new {
+            self.undecodable = complaint.map(Into::into);
+        }
+        is_new
+    }
+
+    /// How long to wait after a run that found nothing to do.
+    pub fn ran_in_vain(&mut self) -> Duration {
+        self.in_vain = self.in_vain.saturating_add(1);
+        let runs = i32::try_from(self.in_vain).unwrap_or(i32::MAX);
+        backoff(runs, IN_VAIN.0, IN_VAIN.1, 1.0, None)
+    }
+
+    /// For how long the removal of the Secret of this UID is not tried again.
+    #[must_use]
+    pub fn removal_waits(&self, uid: &str, now: Instant) -> Option<Duration> {
+        let (_, _, until) = self.removal.as_deref().filter(|(of, _, _)| of == uid)?;
+        Some(until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
+
+    /// Takes notice of a removal that failed. Gives how long to wait before it is tried again.
+    pub fn removal_failed(&mut self, uid: &str, now: Instant) -> Duration {
+        let before = self.removal.as_deref().filter(|(of, _, _)| of == uid).map_or(0, |(_, failures, _)| *failures);
+        let failures = before.saturating_add(1);
+        let wait = backoff(i32::try_from(failures).unwrap_or(i32::MAX), REMOVAL.0, REMOVAL.1, 1.0, None);
+        self.removal = Some(Box::new((uid.to_owned(), failures, now + wait)));
+        wait
     }
 
     /// For how long the Lease need not be looked at, since somebody else holds it whose run has not ended: that would
@@ -258,6 +322,17 @@ impl Notes {
         waited
     }
 
+    /// After a list of the Secrets: those that it does not hold may be gone, whatever was known of them.
+    pub fn listed(&self, scope: Option<&str>, holds: impl Fn(&Key) -> bool) {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let within = |namespace: &str| scope.is_none_or(|scope| scope == namespace);
+        for ((namespace, _), note) in notes.iter_mut().filter(|((namespace, _), _)| within(namespace)) {
+            if note.ahead.as_deref().is_some_and(|ahead| !holds(&(namespace.clone(), ahead.name.clone()))) {
+                note.ahead = None;
+            }
+        }
+    }
+
     /// Ends the run that is going on, if any.
     pub fn cancel(&self, key: &Key) {
         self.with_known(key, |note| {
@@ -269,119 +344,4 @@ impl Notes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key() -> Key {
-        ("ns".to_owned(), "a".to_owned())
-    }
-
-    fn running(notes: &Notes) -> CancellationToken {
-        let cancel = CancellationToken::new();
-        notes.with(&key(), |note| {
-            note.reset(Some("uid-1".to_owned()));
-            note.cancel = Some(cancel.clone());
-        });
-        cancel
-    }
-
-    fn look(notes: &Notes) -> Turn {
-        notes.with(&key(), Note::look)
-    }
-
-    #[test]
-    fn looks_wait_for_the_end_of_a_run_and_then_for_its_pause() {
-        let (notes, pause) = (Notes::default(), Duration::from_secs(5));
-        notes.with(&key(), |note| note.reset(Some("uid-1".to_owned())));
-        assert_eq!(look(&notes), Turn::Now);
-        notes.with(&key(), |note| note.cancel = Some(CancellationToken::new()));
-        notes.run_ended(&key(), Some(pause));
-        assert_eq!((look(&notes), look(&notes)), (Turn::In(pause), Turn::Now));
-    }
-
-    #[test]
-    fn what_called_for_a_look_during_a_run_does_not_wait_for_its_pause() {
-        let notes = Notes::default();
-        assert!(notes.may_look(&key()));
-        let calls: [fn(&Notes); 2] =
-            [|notes| assert_eq!(look(notes), Turn::AfterRun), |notes| assert!(!notes.may_look(&key()))];
-        for call in calls {
-            running(&notes);
-            call(&notes);
-            notes.run_ended(&key(), Some(Duration::from_secs(5)));
-            assert_eq!(look(&notes), Turn::Now);
-        }
-    }
-
-    #[test]
-    fn those_that_the_api_holds_up_need_not_wait_longer_unless_they_run_again() {
-        let notes = Notes::default();
-        running(&notes);
-        notes.with(&key(), |note| note.api_failures = 1);
-        notes.with(&("ns".to_owned(), "b".to_owned()), |_| {});
-        assert!(notes.end_pauses().is_empty());
-        notes.run_ended(&key(), Some(Duration::from_secs(5)));
-        assert_eq!((notes.end_pauses(), look(&notes)), (vec![key()], Turn::Now));
-    }
-
-    #[test]
-    fn one_that_is_made_anew_waits_for_the_run_of_the_one_that_is_gone() {
-        let notes = Notes::default();
-        let cancel = running(&notes);
-        notes.forget(&key());
-        assert!(cancel.is_cancelled());
-        assert_eq!(look(&notes), Turn::AfterRun);
-        notes.with(&key(), |note| note.reset(Some("uid-2".to_owned())));
-        assert_eq!(look(&notes), Turn::AfterRun);
-        notes.run_ended(&key(), None);
-        assert_eq!(look(&notes), Turn::Now);
-    }
-
-    #[test]
-    fn a_refresh_token_that_is_written_back_late_wakes_who_was_refused_with_the_old_one() {
-        let (began, reauthentication) = (Instant::now(), Reason::ReauthenticationRequired);
-        // By status, as the watch shows it.
-        let mut note = Note::default();
-        assert!(!note.source_changed(Change::Rotation, 7, Some("Rejected")));
-        assert!(!note.source_changed(Change::Rotation, 7, None));
-        assert_eq!(note.unblocked, None);
-        assert!(note.source_changed(Change::Rotation, 7, Some("ReauthenticationRequired")));
-        assert_eq!(note.unblocked, Some(7));
-        // By what this process reported, which the watch does not show yet.
-        let reported = Some((8, Instant::now()));
-        let mut ahead = Note { reported, waiting: Some((8, reauthentication)), ..Note::default() };
-        assert!(ahead.source_changed(Change::Rotation, 7, None));
-        assert_eq!(ahead.unblocked, Some(8));
-        let mut ahead = Note { reported, waiting: Some((8, Reason::InvalidSpec)), ..Note::default() };
-        assert!(!ahead.source_changed(Change::Rotation, 7, Some("ReauthenticationRequired")));
-        // During the run, before its failure is reported.
-        let mut note = Note::default();
-        note.source_changed(Change::Rotation, 7, None);
-        assert!(note.has_source_changed_since(began, reauthentication));
-        assert!(!note.has_source_changed_since(began, Reason::InvalidSpec), "it may be the run's own write");
-        assert!(!note.has_source_changed_since(Instant::now() + Duration::from_secs(1), reauthentication));
-        note.source_changed(Change::Other, 7, None);
-        assert!(note.has_source_changed_since(began, Reason::InvalidSpec));
-    }
-
-    #[test]
-    fn a_lease_that_was_found_held_is_left_alone_for_a_while_or_until_that_run_has_ended() {
-        let (now, second) = (Instant::now(), Duration::from_secs(1));
-        let note = Note { busy: Some((7, now + second)), ..Note::default() };
-        assert_eq!(note.is_busy_for(7, now), Some(second));
-        assert_eq!((note.is_busy_for(8, now), note.is_busy_for(7, now + second)), (None, None));
-        assert_eq!(Note::default().is_busy_for(0, now), None);
-    }
-
-    #[test]
-    fn nothing_is_kept_of_one_that_is_gone() {
-        let notes = Notes::default();
-        running(&notes);
-        notes.forget(&key());
-        notes.run_ended(&key(), None);
-        running(&notes);
-        notes.run_ended(&key(), None);
-        notes.forget(&key());
-        assert!(notes.0.lock().unwrap().is_empty());
-    }
-}
+mod tests;

@@ -11,11 +11,11 @@ use crate::{
     api::{Invalid, TokenCache, validate},
     connect::{is_of_server, words},
     fetch,
-    notes::{Ahead, Key, Note, Notes},
+    notes::{Ahead, Key, Note, Notes, version},
     plan::Observed,
     reason::Reason,
     sealed::SealedSecret,
-    secret::{Lifetime, is_intact, read},
+    secret::{Lifetime, SecretState, Verdict, is_intact, read},
     time::ceil,
 };
 
@@ -71,8 +71,8 @@ impl ApiError {
 /// Puts together what is known. `metadata` is that of the Secret of the target's name.
 #[must_use]
 pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: &'a Note) -> Observed<'a> {
-    let verified = note.verified.as_ref().map(|(version, intact)| (version.as_str(), *intact));
-    let version = metadata.and_then(|metadata| metadata.resource_version.as_ref());
+    let verified = note.verified.as_ref().map(|(version, verdict)| (version.as_str(), *verdict));
+    let version = version(metadata);
     let runs = cache.runs();
     let next_retry_at = cache.status.as_ref().and_then(|status| status.next_retry_at);
     Observed {
@@ -80,9 +80,10 @@ pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: 
         invalid: note.checked.as_ref().and_then(|(_, invalid)| invalid.as_deref()),
         secret_name: cache.secret_name(),
         secret: read(cache, metadata, verified),
-        exact: note.exact.as_ref().filter(|(known, _)| Some(known) == version).map(|(_, lifetime)| *lifetime),
+        exact: note.exact.as_ref().filter(|(known, _)| Some(known.as_str()) == version).map(|(_, lifetime)| *lifetime),
         exact_retry: note.retry.filter(|at| Some(ceil(*at)) == next_retry_at),
         unblocked: note.unblocked == Some(runs),
+        brake: note.brake.as_deref(),
     }
 }
 
@@ -90,15 +91,21 @@ pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: 
 #[must_use]
 pub fn checked(notes: &Notes, key: &Key, cache: &TokenCache) -> Note {
     let generation = cache.metadata.generation.unwrap_or_default();
-    notes.with(key, |note| {
+    let found = notes.with(key, |note| {
         // Made again under the same name: nothing of what was known holds.
         if note.uid != cache.metadata.uid {
             note.reset(cache.metadata.uid.clone());
         }
-        if note.checked.as_ref().is_none_or(|(of, _)| *of != generation) {
-            note.checked = Some((generation, check(cache).err().map(Box::new)));
-        }
-        note.clone()
+        let is_checked = note.checked.as_ref().is_some_and(|(of, _)| *of == generation);
+        is_checked.then(|| note.clone())
+    });
+    found.unwrap_or_else(|| {
+        // This takes a while, in which the notes on others must not wait.
+        let invalid = check(cache).err().map(Box::new);
+        notes.with(key, |note| {
+            note.checked = Some((generation, invalid));
+            note.clone()
+        })
     })
 }
 
@@ -124,33 +131,72 @@ pub async fn live_secret(client: &Client, namespace: &str, name: &str) -> Result
     Ok(limited(api.get_metadata_opt(name)).await?.map(|secret| secret.metadata))
 }
 
-/// Reads a Secret whole, and compares it with how it was written: its `resourceVersion`, and whether it is intact.
+/// Reads a Secret whole, and compares it with how it was written.
 ///
 /// # Errors
 /// When the API server fails.
-pub async fn verify(client: &Client, namespace: &str, name: &str) -> Result<Option<(String, bool)>, ApiError> {
+pub async fn verify(client: &Client, namespace: &str, name: &str) -> Result<Option<(ObjectMeta, Verdict)>, ApiError> {
     let api = Api::<SealedSecret>::namespaced(client.clone(), namespace);
     let secret = limited(api.get_opt(name)).await?;
-    Ok(secret.map(|secret| (secret.metadata.resource_version.clone().unwrap_or_default(), is_intact(&secret))))
+    let verdict = |secret: &SealedSecret| if is_intact(secret) { Verdict::Same } else { Verdict::Changed };
+    Ok(secret.map(|secret| {
+        let verdict = verdict(&secret);
+        (secret.metadata, verdict)
+    }))
 }
 
-/// What is remembered after a value was written over the Secret that was `found`. Gives its `resourceVersion`.
+/// A Secret's metadata, for a run.
+#[derive(Clone, Debug, Default)]
+pub struct Watched {
+    /// As it is known: as the watch shows it, or newer.
+    pub metadata: Option<Arc<ObjectMeta>>,
+    /// The `resourceVersion` that the watch shows.
+    pub shown: Option<String>,
+}
+
+/// What is remembered after a value was written over the Secret that was `found`, while the watch showed `shown`. Gives
+/// its `resourceVersion`.
 pub fn note_written(
     notes: &Notes,
     key: &Key,
-    found: Option<ObjectMeta>,
+    (shown, found): (Option<&str>, Option<ObjectMeta>),
     written: ObjectMeta,
     lifetime: Lifetime,
 ) -> String {
     let version = written.resource_version.clone().unwrap_or_default();
     notes.with(key, |note| {
         note.exact = Some((version.clone(), lifetime));
-        note.verified = Some((version.clone(), true));
-        let before = found.and_then(|found| found.resource_version);
-        let since = Instant::now();
-        note.ahead = Some(Box::new(Ahead { metadata: Arc::new(written), before, since }));
+        note.verified = Some((version.clone(), Verdict::Written));
+        let older = [shown.map(Into::into), found.and_then(|found| found.resource_version)];
+        let name = written.name.clone().unwrap_or_default();
+        note.ahead = Some(Box::new(Ahead { name, metadata: Some(Arc::new(written)), older }));
     });
     version
+}
+
+/// What is remembered after the Secret of a TokenCache was read live while the watch showed `shown`. Gives whether it is:
+/// of a Secret that belongs to somebody else, no watch would bring what becomes of it.
+pub fn note_found(
+    notes: &Notes,
+    key: &Key,
+    cache: &TokenCache,
+    shown: Option<&str>,
+    found: Option<&ObjectMeta>,
+) -> bool {
+    let is_noted =
+        version(found) != shown && matches!(read(cache, found, None), SecretState::Absent | SecretState::Owned(_));
+    let ahead = is_noted.then(|| {
+        let mut metadata = found.cloned();
+        if let Some(metadata) = &mut metadata {
+            // As the watch keeps it.
+            metadata.managed_fields = None;
+        }
+        let shown = shown.map(str::to_owned);
+        let name = cache.secret_name().to_owned();
+        Box::new(Ahead { name, metadata: metadata.map(Arc::new), older: [shown.clone(), shown] })
+    });
+    notes.with_known(key, |note| note.ahead = ahead);
+    is_noted
 }
 
 /// What is remembered after a run was reported. `failed`: where it failed for what its source had read, since when that

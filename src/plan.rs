@@ -1,17 +1,19 @@
 //! What to do about a TokenCache: pure, from what was observed and the time.
 
-use std::{fmt, time::Duration};
+mod moments;
 
-use chrono::{DateTime, TimeDelta, Utc};
-use sha2::{Digest as _, Sha256};
+use std::fmt;
 
+use chrono::{DateTime, Utc};
+
+use self::moments::{SHORTEST_PAUSE, believed, longest_backoff, recheck_wait, refresh_moment};
+pub use self::moments::{backoff, jitter, keeps, refresh_at, retry_at};
 use crate::{
-    api::{
-        ExpiresAt, Invalid, Refresh, RefreshPolicy, RetentionPolicy, TokenCache, names::ANNOTATION_REFRESH_REQUESTED,
-    },
+    api::{Invalid, RefreshPolicy, RetentionPolicy, TokenCache, names::ANNOTATION_REFRESH_REQUESTED},
+    brake::{Brake, Cause},
     reason::Reason,
-    secret::{Integrity, Lifetime, SecretState, Stored, fetch_hash},
-    time::{floor, later},
+    secret::{Lifetime, SecretState, Stored, fetch_hash},
+    time::later,
 };
 
 /// All that a decision needs to know, but for the time.
@@ -31,6 +33,8 @@ pub struct Observed<'a> {
     pub exact_retry: Option<DateTime<Utc>>,
     /// Whether an object that stood in the way of the last attempt has changed since.
     pub unblocked: bool,
+    /// The fetches that this process did out of turn.
+    pub brake: Option<&'a Brake>,
 }
 
 /// What to do.
@@ -40,10 +44,8 @@ pub enum Plan {
     Sleep(Option<DateTime<Utc>>),
     /// Fetch a value now.
     Fetch(Why),
-    /// Nothing, until someone edits something.
-    Refuse(Reason, String),
-    /// Remove the Secret, whose value has expired.
-    RemoveExpired(Stored),
+    /// Nothing, until then, or until someone edits something.
+    Refuse(Reason, String, Option<DateTime<Utc>>),
 }
 
 /// Why a value is fetched; for the log, and for events.
@@ -65,6 +67,8 @@ pub enum Why {
     Due,
     /// What stood in the way of the last run has changed.
     Unblocked,
+    /// The last run was refused, and the cause may be gone.
+    Recheck,
 }
 
 impl fmt::Display for Why {
@@ -74,10 +78,11 @@ impl fmt::Display for Why {
             Self::Cleared => "the Secret was deleted",
             Self::Requested => "requested",
             Self::SpecChanged => "the spec changed",
-            Self::Drifted(how) => return write!(f, "the Secret was changed by another hand: {how}"),
+            Self::Drifted(how) => return write!(f, "the Secret was changed by another client: {how}"),
             Self::Expired => "the value expired",
             Self::Due => "the value expires soon",
             Self::Unblocked => "what stood in the way has changed",
+            Self::Recheck => "whether it is still refused is checked",
         })
     }
 }
@@ -96,6 +101,13 @@ impl Observed<'_> {
     #[must_use]
     pub fn lifetime(&self) -> Option<Lifetime> {
         self.stored().and_then(|stored| stored.lifetime)
+    }
+
+    /// The lifetime of the value in the Secret, if that is valid: it has not expired, and is as it was written.
+    #[must_use]
+    pub fn valid(&self, now: DateTime<Utc>) -> Option<Lifetime> {
+        let stored = self.stored().filter(|stored| stored.damage().is_none())?;
+        stored.lifetime.filter(|lifetime| !lifetime.expires_at.is_past(now))
     }
 
     /// The request by annotation that is still open.
@@ -184,16 +196,80 @@ impl Observed<'_> {
         if stored.fetch_hash != fetch_hash(&self.cache.spec) {
             return Some((Why::SpecChanged, now));
         }
-        let lifetime = match (&stored.integrity, stored.lifetime) {
-            (Integrity::Drifted(how), _) => return Some((Why::Drifted(how.clone()), now)),
-            (_, None) => return Some((Why::Drifted("its annotations cannot be read".into()), now)),
-            (_, Some(lifetime)) => lifetime,
-        };
+        if let Some(how) = stored.drift() {
+            return Some((Why::Drifted(how), now));
+        }
+        let lifetime = stored.lifetime?;
+        let paced = later(self.exact.unwrap_or(lifetime).fetched_at, SHORTEST_PAUSE);
         if lifetime.expires_at.is_past(now) {
-            return wanted.then_some((Why::Expired, now));
+            return wanted.then_some((Why::Expired, now.max(paced)));
         }
         let at = refresh_moment(&self.cache.spec.refresh, lifetime, self.exact, jitter(self.cache))?;
-        Some((Why::Due, at))
+        Some((Why::Due, at.max(paced)))
+    }
+
+    /// The cause of a fetch that is limited in how often it is done; `None` where something else limits it.
+    #[must_use]
+    pub fn cause(&self, why: &Why) -> Option<Cause> {
+        match why {
+            Why::Requested => Some(Cause::Request),
+            Why::Drifted(_) | Why::Cleared | Why::Unblocked => Some(Cause::Repair),
+            // Not of a new generation, but another controller computes another hash.
+            Why::SpecChanged => self.is_same_generation().then_some(Cause::Repair),
+            // The status of a Secret that was deleted does not tell so for long.
+            Why::First => (self.cache.runs() > 0 && self.failures() == 0).then_some(Cause::Repair),
+            Why::Expired | Why::Due | Why::Recheck => None,
+        }
+    }
+
+    /// When a fetch that was to begin at `at` may begin.
+    fn paced(&self, why: &Why, at: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
+        let until = self.brake.zip(self.cause(why)).and_then(|(brake, cause)| brake.until(cause, now));
+        until.map_or(at, |until| at.max(until))
+    }
+
+    /// Why a fetch is called for that does not wait for a backoff.
+    fn called_for(&self, now: DateTime<Utc>) -> Option<Why> {
+        if self.is_requested() {
+            return Some(Why::Requested);
+        }
+        // The deletion of the Secret is a request as well.
+        (self.is_cleared(now) && self.cache.spec.refresh.policy == RefreshPolicy::Eager).then_some(Why::Cleared)
+    }
+
+    /// Why a fetch that is due waits, since there were many for the same cause within an hour.
+    #[must_use]
+    pub fn held_back(&self, now: DateTime<Utc>) -> Option<Why> {
+        let unblocked = (self.unblocked && self.failures() > 0).then_some(Why::Unblocked);
+        let due = || self.due(now).filter(|(_, at)| *at <= now).map(|(why, _)| why);
+        let why = self.called_for(now).or(unblocked).or_else(due)?;
+        (self.paced(&why, now, now) > now).then_some(why)
+    }
+
+    /// The Secret, if its value has expired and it is not to stay then.
+    #[must_use]
+    pub fn to_remove(&self, now: DateTime<Utc>) -> Option<&Stored> {
+        let target = &self.cache.spec.target;
+        let stored = self.stored().filter(|_| target.expired_policy == RetentionPolicy::Delete);
+        let expired = |stored: &&Stored| stored.lifetime.is_some_and(|lifetime| lifetime.expires_at.is_past(now));
+        stored.filter(expired).filter(|_| !self.cache.spec.suspend)
+    }
+
+    /// When a refusal that stands is checked again, although nobody edited anything.
+    fn recheck_at(&self, reason: Reason, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        // Those are looked at by the controller itself, or caused by the spec alone.
+        if self.invalid.is_some() || matches!(reason, Reason::SecretNotOwned | Reason::LeaseNotOwned) {
+            return None;
+        }
+        // A lazy one whose request was answered by the refusal waits for the next request.
+        if self.cache.spec.refresh.policy == RefreshPolicy::Lazy && self.due(now).is_none() {
+            return None;
+        }
+        let status = self.cache.status.as_ref()?;
+        let failed_at = status.last_failure.as_ref().and_then(|failure| failure.time);
+        let unknown = || failed_at.map(|at| later(at, recheck_wait(&self.cache.spec.retry)));
+        let at = self.exact_retry.or(status.next_retry_at).or_else(unknown).unwrap_or(now);
+        Some(believed(at, recheck_wait(&self.cache.spec.retry), now))
     }
 }
 
@@ -204,36 +280,43 @@ pub fn decide(observed: &Observed<'_>, now: DateTime<Utc>) -> Plan {
     if cache.spec.suspend {
         return Plan::Sleep(None);
     }
-    if let Some(stored) = observed.stored()
-        && cache.spec.target.expired_policy == RetentionPolicy::Delete
-        && stored.lifetime.is_some_and(|lifetime| lifetime.expires_at.is_past(now))
-    {
-        return Plan::RemoveExpired(stored.clone());
-    }
     if observed.secret == SecretState::Leftover && observed.invalid.is_none() {
         return Plan::Sleep(None);
     }
     // A request is met at once, backoff or not, even where the last run was refused: the asker may know better. So is
-    // the deletion of the Secret, which is a request as well. What the spec or a foreign Secret forbids, none allows.
-    let requested = observed.is_requested();
-    let asked = requested || (observed.is_cleared(now) && cache.spec.refresh.policy == RefreshPolicy::Eager);
-    if let Some((reason, message)) = observed.refusal()
-        && (!asked || reason == Reason::SecretNotOwned || observed.invalid.is_some())
-    {
-        return Plan::Refuse(reason, message);
+    // the deletion of the Secret. What the spec or a foreign Secret forbids, none allows.
+    let paced = |why: Why, at: DateTime<Utc>| {
+        let at = observed.paced(&why, at, now).max(now);
+        (why, at)
+    };
+    let asked = observed.called_for(now).map(|why| paced(why, now));
+    if let Some((reason, message)) = observed.refusal() {
+        if reason == Reason::SecretNotOwned || observed.invalid.is_some() {
+            return Plan::Refuse(reason, message, None);
+        }
+        let recheck = observed.recheck_at(reason, now).map(|at| paced(Why::Recheck, at));
+        return match earlier(asked, recheck) {
+            Some((why, at)) if at <= now => Plan::Fetch(why),
+            next => Plan::Refuse(reason, message, next.map(|(_, at)| at)),
+        };
     }
-    if requested {
-        return Plan::Fetch(Why::Requested);
+    let next = if observed.unblocked && observed.failures() > 0 {
+        Some(paced(Why::Unblocked, now))
+    } else {
+        observed.due(now).map(|(why, at)| paced(why, at.max(observed.backoff_until(now).unwrap_or(at))))
+    };
+    match earlier(asked, next) {
+        Some((why, at)) if at <= now => Plan::Fetch(why),
+        next => Plan::Sleep(next.map(|(_, at)| at)),
     }
-    if asked {
-        return Plan::Fetch(Why::Cleared);
+}
+
+/// The one that comes first; the first, where both come at once.
+fn earlier(one: Option<(Why, DateTime<Utc>)>, other: Option<(Why, DateTime<Utc>)>) -> Option<(Why, DateTime<Utc>)> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(if other.1 < one.1 { other } else { one }),
+        (one, other) => one.or(other),
     }
-    if observed.unblocked && observed.failures() > 0 {
-        return Plan::Fetch(Why::Unblocked);
-    }
-    let Some((why, at)) = observed.due(now) else { return Plan::Sleep(None) };
-    let at = at.max(observed.backoff_until().unwrap_or(at));
-    if at <= now { Plan::Fetch(why) } else { Plan::Sleep(Some(at)) }
 }
 
 impl Observed<'_> {
@@ -246,93 +329,13 @@ impl Observed<'_> {
     }
 
     /// Before which moment a failed fetch is not repeated.
-    fn backoff_until(&self) -> Option<DateTime<Utc>> {
+    fn backoff_until(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let stored = self.cache.status.as_ref().and_then(|status| status.next_retry_at);
         let holds = self.failures() > 0 && self.is_same_generation() && !self.unblocked;
-        if holds { self.exact_retry.or(stored) } else { None }
+        let longest = longest_backoff(&self.cache.spec.retry);
+        if holds { self.exact_retry.or(stored).map(|at| believed(at, longest, now)) } else { None }
     }
 }
-
-/// Lifetimes below this count from the exact time, since whole seconds would be too coarse.
-const SHORT: TimeDelta = TimeDelta::seconds(10);
-
-/// When an eager refresh of a value is planned, as all replicas compute it from what is stored. `None`: never.
-#[must_use]
-pub fn refresh_at(refresh: &Refresh, lifetime: Lifetime, jitter: f64) -> Option<DateTime<Utc>> {
-    if refresh.policy == RefreshPolicy::Lazy {
-        return None;
-    }
-    let ExpiresAt::At(expires_at) = lifetime.expires_at else { return None };
-    let length = expires_at.signed_duration_since(lifetime.fetched_at).max(TimeDelta::zero());
-    let before = match refresh.renew_before {
-        Some(before) if keeps(before, length) => before.as_chrono(),
-        // Renewing as long before the end as the value lives would fetch without a pause.
-        _ => share(length, f64::from(refresh.percentage()) / 100.0 * (1.0 - jitter / 20.0)),
-    };
-    let at = later(expires_at, -before);
-    Some(if length >= SHORT { floor(at) } else { at })
-}
-
-/// Whether a value of this lifetime can be renewed that long before its end and still rest a while: two seconds, or a
-/// hundredth of a life that is shorter than that would allow.
-#[must_use]
-pub fn keeps(renew_before: crate::api::Duration, length: TimeDelta) -> bool {
-    renew_before.as_chrono() <= length - (length / 100).min(TimeDelta::seconds(2))
-}
-
-/// When this process starts the refresh: for short lifetimes by the exact times, where it knows them, but before the
-/// moment at which others, who see whole seconds, take the value for expired.
-fn refresh_moment(
-    refresh: &Refresh,
-    lifetime: Lifetime,
-    exact: Option<Lifetime>,
-    jitter: f64,
-) -> Option<DateTime<Utc>> {
-    let planned = refresh_at(refresh, lifetime, jitter)?;
-    let Some(exact) = exact else { return Some(planned) };
-    let (Some(end), Some(seen_end)) = (exact.expires_at.moment(), lifetime.expires_at.moment()) else {
-        return Some(planned);
-    };
-    let length = end.signed_duration_since(exact.fetched_at);
-    if length >= SHORT {
-        return Some(planned);
-    }
-    let planned = refresh_at(refresh, exact, jitter)?;
-    let half = later(exact.fetched_at, length / 2);
-    Some(planned.min(later(seen_end, -length / 10)).max(half))
-}
-
-fn share(length: TimeDelta, share: f64) -> TimeDelta {
-    let seconds = length.as_seconds_f64() * share.clamp(0.0, 1.0);
-    TimeDelta::milliseconds((seconds * 1000.0) as i64)
-}
-
-/// A number from 0 to 1, fixed per object and spread evenly over objects.
-#[must_use]
-pub fn jitter(cache: &TokenCache) -> f64 {
-    let digest = Sha256::digest(cache.metadata.uid.as_deref().unwrap_or_default());
-    let number = digest.iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
-    f64::from(number) / f64::from(u32::MAX)
-}
-
-/// How long to wait after the given number of failures in a row: doubling from `initial` to `max`, of which the upper
-/// half is random (`random` from 0 to 1). A server's own wish is obeyed where it is longer.
-#[must_use]
-pub fn backoff(
-    failures: i32,
-    initial: Duration,
-    max: Duration,
-    random: f64,
-    retry_after: Option<Duration>,
-) -> Duration {
-    let doublings = u32::try_from(failures.saturating_sub(1)).unwrap_or(0).min(31);
-    let full = initial.saturating_mul(1 << doublings).min(max);
-    let wait = full / 2 + (full / 2).mul_f64(random.clamp(0.0, 1.0));
-    retry_after.map_or(wait, |wish| wish.min(LONGEST_RETRY_AFTER).max(wait))
-}
-
-/// A server's `Retry-After` is obeyed to at most this.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 mod tests;

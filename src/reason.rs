@@ -20,6 +20,8 @@ pub enum Reason {
     Suspended,
     /// There is no value, and nobody asked for one yet.
     Cleared,
+    /// Another client changed the Secret.
+    Drifted,
 
     // Failures of a run.
     /// No connection, or it broke.
@@ -49,7 +51,7 @@ pub enum Reason {
     /// A value was fetched, but the API server did not take the Secret.
     WriteFailed,
 
-    // Refusals: nothing will change until someone edits something.
+    // Refusals: somebody probably has to edit something first.
     /// The spec breaks a rule.
     InvalidSpec,
     /// A Secret of the target's name belongs to somebody else.
@@ -66,8 +68,6 @@ pub enum Reason {
     ReauthenticationRequired,
 
     // Events only.
-    /// The Secret was changed by another hand.
-    Drifted,
     /// A workload was restarted because the value has changed.
     RolloutRestarted,
     /// A workload could not be restarted.
@@ -112,7 +112,7 @@ impl Reason {
         }
     }
 
-    /// Trying again is in vain until someone edits something.
+    /// Trying again soon is in vain.
     const REFUSALS: [Self; 7] = [
         Self::InvalidSpec,
         Self::SecretNotOwned,
@@ -123,7 +123,7 @@ impl Reason {
         Self::ReauthenticationRequired,
     ];
 
-    /// Whether trying again is in vain until someone edits something.
+    /// Whether trying again soon is in vain, since somebody probably has to edit something first.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         Self::REFUSALS.contains(&self)

@@ -11,20 +11,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, Span, info_span};
 
 use crate::{
-    api::{Source, TokenCache},
+    api::{ExpiresAt, Source, TokenCache},
     connect::is_of_server,
     events::Events,
     fetch::{Failure, Fetched, Fetcher, render},
     lock::{Acquired, Hold, LastHolder, LockError, Locks, Owner},
     metrics::Metrics,
     notes::{Key, Notes},
-    observe::{ApiError, checked, live, live_secret, note_written, observed},
+    observe::{ApiError, Watched, checked, live, live_secret, note_found, note_written, observed},
     plan::{Observed, Plan, decide},
     reason::Reason,
     report::Reporter,
     secret::Lifetime,
     status::{STALLED, condition},
-    store::{Written, put, remove},
+    store::{Written, put, rehearse},
     time::Clock,
 };
 
@@ -108,8 +108,8 @@ pub fn owner(cache: &TokenCache) -> Owner {
 }
 
 impl Runner {
-    /// Runs, if it is needed and nobody else does. `cancel` ends a fetch that is under way; `watched` is the Secret's
-    /// metadata as a watch has it, if there is one.
+    /// Runs, if it is needed and nobody else does. `cancel` ends a fetch that is under way; `watched` is what a watch
+    /// tells of the Secret, if there is one.
     ///
     /// # Errors
     /// When the API server fails; the run's own failures are reported in status instead.
@@ -117,7 +117,7 @@ impl Runner {
     pub async fn run(
         &self,
         cache: &TokenCache,
-        watched: Option<&ObjectMeta>,
+        watched: &Watched,
         cancel: &CancellationToken,
     ) -> Result<Ran, RunError> {
         let owner = owner(cache);
@@ -141,7 +141,7 @@ impl Runner {
             Ok(Acquired::Leftover(retry_in)) => {
                 self.metrics.acquisition("busy");
                 let lease = format!("Lease {}/{}", owner.namespace, owner.lease_name());
-                self.report_waiting(&key, cache, watched, &lease).await?;
+                self.report_waiting(&key, cache, watched.metadata.as_deref(), &lease).await?;
                 return Ok(Ran::Busy { retry_in, holder: None });
             }
             Err(error @ LockError::NotOwned { .. }) => {
@@ -170,17 +170,19 @@ impl Runner {
         hold: &Hold,
         owner: &Owner,
         shown: &TokenCache,
-        mut watched: Option<&ObjectMeta>,
+        watched: &Watched,
         cancel: &CancellationToken,
         ends: &TaskTracker,
     ) -> Result<Ran, RunError> {
         let key = &owner.key();
         let progress = self.notes.with_known(key, |note| note.progress.clone()).flatten().unwrap_or_default();
+        let mut known = watched.metadata.as_deref();
+        let shown_version = watched.shown.as_deref();
         for round in 1..=ROUNDS {
             let current = |cache: &TokenCache| {
                 cache.metadata.uid.as_deref() == Some(&owner.uid) && cache.metadata.deletion_timestamp.is_none()
             };
-            let seen_by_watch = watched.take();
+            let seen_by_watch = known.take();
             let as_left = round == 1 && hold.is_uninterrupted() && self.is_as_left(key, shown, seen_by_watch);
             let live_cache;
             let cache = if as_left && current(shown) {
@@ -194,25 +196,29 @@ impl Runner {
             };
             let metadata = match seen_by_watch.filter(|watched| is_newest(cache, watched)) {
                 Some(watched) => Some(watched.clone()),
-                None => live_secret(&self.client, &owner.namespace, cache.secret_name()).await?,
+                None => {
+                    let found = live_secret(&self.client, &owner.namespace, cache.secret_name()).await?;
+                    note_found(&self.notes, key, cache, shown_version, found.as_ref());
+                    found
+                }
             };
             let note = checked(&self.notes, key, cache);
             let seen = observed(cache, metadata.as_ref(), &note);
             let why = match decide(&seen, self.clock.now()) {
                 Plan::Fetch(why) => why,
                 // Found only now, since Secrets without the label are not watched. Else status says it already.
-                Plan::Refuse(Reason::SecretNotOwned, message) if !is_reported(&seen) => {
+                Plan::Refuse(Reason::SecretNotOwned, message, _) if !is_reported(&seen) => {
                     let failure = Failure::new(Reason::SecretNotOwned, message);
                     self.report_refusal(key, cache, metadata.as_ref(), &failure).await?;
                     return Ok(Ran::Done);
                 }
-                Plan::RemoveExpired(stored) => {
-                    remove(&self.client, &owner.namespace, cache.secret_name(), &stored).await?;
-                    continue;
-                }
                 _ => return Ok(Ran::NotNeeded),
             };
             let started = Instant::now();
+            if let Err(failure) = self.rehearse(cache, owner, metadata.as_ref()).await {
+                self.finish(key, &seen, &why, Err(failure), started, false).await?;
+                return Ok(Ran::Done);
+            }
             // A process that was frozen since is told so by the clock before any timer runs.
             let fetched = if hold.is_lost() {
                 Err(lost())
@@ -236,9 +242,10 @@ impl Runner {
                         () = hold.lost() => Err(lost()),
                     };
                     match written {
-                        Ok(Written::Done(written)) => {
-                            Ok((note_written(&self.notes, key, metadata, *written, lifetime), lifetime))
-                        }
+                        Ok(Written::Done(written)) => Ok((
+                            note_written(&self.notes, key, (shown_version, metadata), *written, lifetime),
+                            lifetime,
+                        )),
                         // The result is dropped and the plan made anew.
                         Ok(Written::Conflict) if round < ROUNDS => {
                             tracing::info!(
@@ -250,7 +257,11 @@ impl Runner {
                         }
                         Ok(Written::Conflict) => Err(Failure::new(
                             Reason::WriteFailed,
-                            format!("the Secret {}/{} keeps being changed by another hand", key.0, cache.secret_name()),
+                            format!(
+                                "the Secret {}/{} keeps being changed by another client",
+                                key.0,
+                                cache.secret_name()
+                            ),
                         )),
                         Err(failure) => Err(failure),
                     }
@@ -287,6 +298,25 @@ impl Runner {
                     && reported == Some(runs)
             }
         }
+    }
+
+    /// After a value could not be written, the next one is not fetched before it can be.
+    async fn rehearse(&self, cache: &TokenCache, owner: &Owner, found: Option<&ObjectMeta>) -> Result<(), Failure> {
+        let status = cache.status.as_ref().filter(|status| status.failures > 0);
+        let failure = status.and_then(|status| status.last_failure.as_ref());
+        if failure.is_none_or(|failure| failure.reason != Reason::WriteFailed.as_str()) {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let lifetime = Lifetime { fetched_at: now, expires_at: ExpiresAt::At(now) };
+        rehearse(&self.client, cache, owner, found, lifetime).await.map_err(|error| {
+            let message = format!(
+                "nothing was fetched, since the Secret {}/{} could not be written: {error}",
+                owner.namespace,
+                cache.secret_name()
+            );
+            Failure::new(Reason::WriteFailed, message)
+        })
     }
 
     async fn write(

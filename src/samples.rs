@@ -53,6 +53,7 @@ pub(crate) fn stored(cache: &TokenCache, lifetime: Lifetime) -> Stored {
         fetch_hash: fetch_hash(&cache.spec),
         changed_at: None,
         integrity: Integrity::Intact,
+        mutated: None,
     }
 }
 
@@ -66,5 +67,6 @@ pub(crate) fn observed(cache: &TokenCache, secret: Option<Stored>) -> Observed<'
         exact: None,
         exact_retry: None,
         unblocked: false,
+        brake: None,
     }
 }

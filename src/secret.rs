@@ -37,6 +37,8 @@ pub enum Integrity {
     Intact,
     /// Somebody wrote to it; reading its data will tell.
     Unverified,
+    /// Its data is; another client changed this label or annotation.
+    Relabelled(String),
     /// It is not; what differs, without values.
     Drifted(String),
 }
@@ -56,6 +58,41 @@ pub struct Stored {
     pub changed_at: Option<DateTime<Utc>>,
     /// Whether it is as it was written.
     pub integrity: Integrity,
+    /// A label or annotation that is not as the spec says, although this is how tokencache's write was stored: an
+    /// admission webhook or policy changes it.
+    pub mutated: Option<String>,
+}
+
+/// What is known of the data of a Secret of one `resourceVersion`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// This process wrote it.
+    Written,
+    /// It was read, and is as it was written.
+    Same,
+    /// It was read, and is not.
+    Changed,
+}
+
+impl Stored {
+    /// How the data or the annotations about it were changed, so that the value is not to be relied on.
+    #[must_use]
+    pub fn damage(&self) -> Option<&str> {
+        match &self.integrity {
+            Integrity::Drifted(how) => Some(how),
+            Integrity::Intact | Integrity::Unverified | Integrity::Relabelled(_) => None,
+        }
+    }
+
+    /// How another client changed it, if it is to be written anew for that.
+    #[must_use]
+    pub fn drift(&self) -> Option<String> {
+        match &self.integrity {
+            Integrity::Drifted(how) => Some(how.clone()),
+            Integrity::Relabelled(key) => Some(format!("{key} was changed")),
+            Integrity::Intact | Integrity::Unverified => None,
+        }
+    }
 }
 
 /// The Secret of the target's name.
@@ -72,9 +109,9 @@ pub enum SecretState {
     Owned(Stored),
 }
 
-/// Reads a Secret's metadata. `verified` is what is known of a `resourceVersion` from reading the data.
+/// Reads a Secret's metadata. `verified` is what is known of the data of a `resourceVersion`.
 #[must_use]
-pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<(&str, bool)>) -> SecretState {
+pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<(&str, Verdict)>) -> SecretState {
     let Some(metadata) = metadata else { return SecretState::Absent };
     let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
     match owner {
@@ -102,16 +139,25 @@ pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<
     let lifetime = fetched_at.zip(expires_at).map(|(fetched_at, expires_at)| Lifetime { fetched_at, expires_at });
     let resource_version = metadata.resource_version.clone().unwrap_or_default();
     let written = cache.status.as_ref().and_then(|status| status.secret_resource_version.as_ref());
+    let missing = missing_label(cache, metadata);
+    let verdict = match verified.filter(|(version, _)| *version == resource_version) {
+        Some((_, verdict)) => Some(verdict),
+        None => (written == Some(&resource_version)).then_some(Verdict::Written),
+    };
+    let mut mutated = None;
     let integrity = if lifetime.is_none() {
         Integrity::Drifted("its annotations cannot be read".into())
-    } else if let Some(key) = missing_label(cache, metadata) {
-        Integrity::Drifted(format!("{key} was changed"))
     } else {
-        match verified.filter(|(version, _)| *version == resource_version) {
-            Some((_, true)) => Integrity::Intact,
-            Some((_, false)) => Integrity::Drifted("its data or annotations were changed".into()),
-            None if written == Some(&resource_version) => Integrity::Intact,
-            None => Integrity::Unverified,
+        match (verdict, missing) {
+            (None, _) => Integrity::Unverified,
+            (Some(Verdict::Changed), _) => Integrity::Drifted("its data or annotations were changed".into()),
+            (Some(Verdict::Same), Some(key)) => Integrity::Relabelled(key),
+            // Writing it again would come to the same.
+            (Some(Verdict::Written), missing) => {
+                mutated = missing;
+                Integrity::Intact
+            }
+            (Some(Verdict::Same), None) => Integrity::Intact,
         }
     };
     SecretState::Owned(Stored {
@@ -121,6 +167,7 @@ pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<
         fetch_hash: annotation(ANNOTATION_FETCH_HASH).to_owned(),
         changed_at: time::parse_rfc3339(annotation(ANNOTATION_CHANGED_AT)).ok(),
         integrity,
+        mutated,
     })
 }
 

@@ -6,15 +6,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use crate::{
     api::{LastFailure, RefreshPolicy, RetentionPolicy, TokenCacheStatus},
     fetch::Failure,
-    plan::{Observed, jitter, keeps, refresh_at},
+    plan::{Observed, Why, jitter, keeps, refresh_at},
     reason::Reason,
-    secret::SecretState,
+    secret::{SecretState, Stored},
     time::{ceil, floor, rfc3339, to_kube},
 };
 
 /// Whether the Secret holds a valid value.
 pub const READY: &str = "Ready";
-/// Whether nothing will change until someone edits something. Absent while it is not so.
+/// Whether somebody probably has to edit something first. Absent while it is not so.
 pub const STALLED: &str = "Stalled";
 
 /// How a run ended, for `status`.
@@ -52,7 +52,7 @@ pub fn after_run(observed: &Observed<'_>, ended: &Ended<'_>, now: DateTime<Utc>)
         }
         Some(failure) => {
             status.failures = status.failures.saturating_add(1);
-            status.next_retry_at = if failure.reason.is_refusal() { None } else { ended.next_retry_at.map(ceil) };
+            status.next_retry_at = ended.next_retry_at.map(ceil);
             status.last_failure = Some(LastFailure {
                 time: Some(floor(now)),
                 reason: failure.reason.as_str().to_owned(),
@@ -79,7 +79,25 @@ pub fn at_rest(observed: &Observed<'_>, now: DateTime<Utc>) -> TokenCacheStatus 
         status.failures = 0;
         status.next_retry_at = None;
     }
-    derive(observed, status, now)
+    let mut status = derive(observed, status, now);
+    if let Some(why) = observed.held_back(now)
+        && let Some(ready) = status.conditions.iter_mut().find(|condition| condition.type_ == READY)
+    {
+        ready.message = format!("{}; {}", ready.message, held_back_note(&why));
+    }
+    status
+}
+
+/// Why a fetch waits that is called for again and again.
+fn held_back_note(why: &Why) -> String {
+    let what = match why {
+        Why::Requested => return "new values are requested very often, so the next fetch waits up to 1 minute".into(),
+        Why::Cleared | Why::First => "the Secret was deleted",
+        Why::SpecChanged => "another controller, maybe of another version, wrote the Secret",
+        Why::Drifted(how) => &format!("another client changed the Secret ({how})"),
+        Why::Unblocked | Why::Recheck | Why::Expired | Why::Due => "an object that the spec refers to was changed",
+    };
+    format!("{what} several times within an hour, so the next fetch waits up to 5 minutes")
 }
 
 /// The status at the moment of expiry, while a run is going on: the generation is not dealt with yet.
@@ -194,7 +212,7 @@ fn ready(
     now: DateTime<Utc>,
 ) -> (bool, Reason, String) {
     let spec = &observed.cache.spec;
-    let valid = observed.lifetime().filter(|lifetime| !lifetime.expires_at.is_past(now));
+    let valid = observed.valid(now);
     let failure = status.last_failure.as_ref().filter(|_| status.failures > 0);
     let failed = failure.map(|failure| {
         let again = status.next_retry_at.and_then(|at| observed.next_attempt(at, now));
@@ -213,7 +231,7 @@ fn ready(
         } else if let Some(failed) = failed {
             (true, Reason::RefreshFailing, format!("{until}; the newest attempt failed: {failed}"))
         } else {
-            (true, Reason::Fetched, format!("{until}{}", renew_before_note(observed)))
+            (true, Reason::Fetched, format!("{until}{}{}", renew_before_note(observed), mutated_note(observed)))
         };
     }
     if spec.suspend {
@@ -225,6 +243,10 @@ fn ready(
     if let Some(expired) = status.expires_at.and_then(|expiry| expiry.moment()).filter(|moment| *moment <= now) {
         let failed = failed.map(|failed| format!("; the newest attempt failed: {failed}")).unwrap_or_default();
         return (false, Reason::Expired, format!("the value expired at {}{failed}", rfc3339(expired)));
+    }
+    if let Some(how) = observed.stored().and_then(Stored::damage) {
+        let failed = failed.map(|failed| format!("; the newest attempt failed: {failed}")).unwrap_or_default();
+        return (false, Reason::Drifted, format!("another client changed the Secret: {how}{failed}"));
     }
     if let Some(failed) = failed {
         return (false, Reason::FetchFailed, failed);
@@ -251,11 +273,19 @@ fn renew_before_note(observed: &Observed<'_>) -> String {
         return String::new();
     }
     format!(
-        "; spec.refresh.renewBefore ({before}) is not shorter than its lifetime of {} s, so it is refreshed when {} % \
-         of that is left",
+        "; its lifetime of {} s leaves no time for spec.refresh.renewBefore ({before}), so it is refreshed when {} % of \
+         that is left",
         length.num_seconds(),
         observed.cache.spec.refresh.percentage(),
     )
+}
+
+/// A sentence for those whose labels or annotations are changed whenever the Secret is written.
+fn mutated_note(observed: &Observed<'_>) -> String {
+    let mutated = observed.stored().and_then(|stored| stored.mutated.as_ref());
+    mutated
+        .map(|key| format!("; {key} is not as the spec says, since an admission webhook or policy changes it"))
+        .unwrap_or_default()
 }
 
 /// Sets or removes a condition; its transition time changes only with its status.
@@ -286,6 +316,12 @@ fn set(
         Some(found) => *found = condition,
         None => conditions.push(condition),
     }
+}
+
+/// The condition Ready, if there is one yet.
+#[must_use]
+pub fn ready_condition(status: &TokenCacheStatus) -> Option<&Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == READY)
 }
 
 /// A condition's status and reason.

@@ -90,7 +90,7 @@ pub async fn put(
                     try_out(&api, &params, &secret).await?;
                     match delete(&api, name, &seen).await {
                         Err(error) if error.code() == Some(409) => return Ok(Written::Conflict),
-                        deleted => deleted?,
+                        deleted => drop(deleted?),
                     }
                     exists = false;
                 }
@@ -127,6 +127,43 @@ fn detach(secret: &mut SealedSecret) {
     secret.metadata.uid = None;
 }
 
+/// Asks whether the Secret could be written, by a dry run with the same metadata, type and keys. Where the API server does
+/// not say so clearly, it could.
+///
+/// # Errors
+/// How the API server, a quota or an admission webhook or policy refuses it.
+pub async fn rehearse(
+    client: &Client,
+    cache: &TokenCache,
+    owner: &Owner,
+    found: Option<&ObjectMeta>,
+    lifetime: Lifetime,
+) -> Result<(), ApiError> {
+    let api = Api::<SealedSecret>::namespaced(client.clone(), &owner.namespace);
+    let mut keys: Vec<String> = cache.spec.target.data.keys().cloned().collect();
+    if keys.is_empty() {
+        keys.push("token".into());
+    }
+    // Every type of Secret takes this.
+    let data = keys.into_iter().map(|key| (key, b"{}".to_vec().into())).collect();
+    let secret = desired(cache, owner, found, data, lifetime);
+    let params = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.into()) };
+    let rehearsed = match found {
+        None => limited(api.create(&params, &secret)).await,
+        Some(_) => limited(api.replace(cache.secret_name(), &params, &secret)).await,
+    };
+    match rehearsed {
+        // The type or an immutable Secret, which is then made anew; or a webhook that knows no dry run.
+        Err(error) if found.is_some() && error.code() == Some(422) => {
+            let mut secret = secret;
+            detach(&mut secret);
+            try_out(&api, &params, &secret).await
+        }
+        Err(error) if matches!(error.code(), Some(400 | 404 | 409)) => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
 /// Creates a Secret of another name without storing it.
 async fn try_out(api: &Api<SealedSecret>, params: &PostParams, secret: &SealedSecret) -> Result<(), ApiError> {
     let mut trial = secret.clone();
@@ -135,20 +172,32 @@ async fn try_out(api: &Api<SealedSecret>, params: &PostParams, secret: &SealedSe
     limited(api.create(&PostParams { dry_run: true, ..params.clone() }, &trial)).await.map(|_| ())
 }
 
-async fn delete(api: &Api<SealedSecret>, name: &str, seen: &ObjectMeta) -> Result<(), ApiError> {
+async fn delete(api: &Api<SealedSecret>, name: &str, seen: &ObjectMeta) -> Result<Removal, ApiError> {
     let preconditions = Preconditions { uid: seen.uid.clone(), resource_version: seen.resource_version.clone() };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match limited(api.delete(name, &params)).await {
-        Err(error) if !matches!(error.code(), Some(404)) => Err(error),
-        _ => Ok(()),
+        Err(error) if error.code() == Some(404) => Ok(Removal::Gone),
+        // Where the object is answered, it is still there.
+        deleted => Ok(deleted?.either(|_| Removal::Pending, |_| Removal::Gone)),
     }
 }
 
-/// Removes a Secret as it was seen. That it is gone or has changed meanwhile is no error: it is looked at again.
+/// What became of a Secret that was to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is gone.
+    Gone,
+    /// It goes when others have removed their finalizers from it.
+    Pending,
+    /// It is not as it was seen, and stays.
+    Changed,
+}
+
+/// Removes a Secret, if it still is as it was seen.
 ///
 /// # Errors
 /// When the API server fails.
-pub async fn remove(client: &Client, namespace: &str, name: &str, stored: &Stored) -> Result<(), ApiError> {
+pub async fn remove(client: &Client, namespace: &str, name: &str, stored: &Stored) -> Result<Removal, ApiError> {
     let api = Api::<SealedSecret>::namespaced(client.clone(), namespace);
     let seen = ObjectMeta {
         uid: Some(stored.uid.clone()),
@@ -156,8 +205,8 @@ pub async fn remove(client: &Client, namespace: &str, name: &str, stored: &Store
         ..ObjectMeta::default()
     };
     match delete(&api, name, &seen).await {
-        Err(error) if error.code() == Some(409) => Ok(()),
-        other => other,
+        Err(error) if error.code() == Some(409) => Ok(Removal::Changed),
+        deleted => deleted,
     }
 }
 
@@ -188,7 +237,7 @@ pub async fn remove_former(client: &Client, key: &Key, cache: &TokenCache, forme
         // It was changed meanwhile, and is looked at again.
         Err(error) if error.code() == Some(409) => Ok(()),
         Err(error) => Err(error),
-        Ok(()) => {
+        Ok(_) => {
             let (namespace, name) = key;
             tracing::info!(namespace, name, former, "the Secret of the former target.name was removed");
             Ok(())

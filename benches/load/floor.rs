@@ -29,7 +29,7 @@ use tokencache::{
     reason::Reason,
     run::owner,
     sealed::SealedSecret,
-    secret::{Lifetime, desired, read},
+    secret::{Lifetime, Verdict, desired, read},
     status::{Ended, after_run},
     time::{Clock, floor, to_kube_micro},
 };
@@ -77,10 +77,11 @@ pub async fn report(client: &Client, cache: &TokenCache, secret: &ObjectMeta) {
         cache,
         invalid: None,
         secret_name: cache.secret_name(),
-        secret: read(cache, Some(secret), Some((version, true))),
+        secret: read(cache, Some(secret), Some((version, Verdict::Written))),
         exact: None,
         exact_retry: None,
         unblocked: false,
+        brake: None,
     };
     let ended = Ended {
         by: "floor",

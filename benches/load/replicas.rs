@@ -10,7 +10,7 @@ use tokencache::api::TokenCache;
 
 use crate::{
     process::Sample,
-    seed::{HOUR, PACE, pass_until, seed_paced},
+    seed::{PACE, pass_until, seed_paced},
     support::{Controller, pass, server::Behaviour, within},
     table::{Table, list},
     world::{World, name},
@@ -20,12 +20,15 @@ use crate::{
 const LEASE: f64 = 15.0;
 /// How many seconds a value rests before it is renewed.
 const REST: usize = 10;
+/// How many seconds it lives.
+const LIFETIME: u64 = 100;
 
 /// Lost acquisitions with 2 and 3 replicas, and takeover.
 pub async fn measure(world: &World, table: &mut Table) {
     for replicas in [2, 3] {
         let ns = world.namespace().await;
-        let start = seed_paced(world, &ns, PACE * REST, HOUR - REST as i64).await;
+        world.issue_for(PACE * REST, Some(LIFETIME));
+        let start = seed_paced(world, &ns, PACE * REST, LIFETIME as i64 - REST as i64).await;
         let mut controllers = Vec::new();
         for _ in 0..replicas {
             let controller = world.controller(&ns).await;
@@ -52,6 +55,7 @@ pub async fn measure(world: &World, table: &mut Table) {
         let what = format!("lost acquisitions, {replicas} replicas");
         table.row(&what, "under 5 % of runs", measured, String::new(), lost < 0.05);
         join_all(controllers.into_iter().map(Controller::terminate)).await;
+        world.issue_for(PACE * REST, None);
     }
     takeover(world, table).await;
 }

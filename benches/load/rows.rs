@@ -19,8 +19,11 @@ use crate::{
     world::{World, client_of, name},
 };
 
-/// How far from its end a value is renewed that rests two seconds only: as fast as it goes.
-const AT_ONCE: &str = "3598s";
+/// How long the values live that are refreshed as fast as it goes, and how far from its end each is renewed: it rests for
+/// about five seconds, the least that is possible.
+const SHORT: (u64, &str) = (100, "94s");
+/// How far from its end a value is renewed where lateness is measured.
+const RESERVE: i64 = 600;
 
 /// New TokenCaches until all are Ready.
 pub async fn new(world: &World, table: &mut Table) {
@@ -88,7 +91,8 @@ pub async fn refresh(world: &World, table: &mut Table) {
     let (count, window, at_once) = (world.settings.many, world.settings.window, world.settings.concurrency);
     let ns = world.namespace().await;
     // Due when it is looked at.
-    seed(world, &ns, 0..count, json!({ "renewBefore": AT_ONCE }), |_| valid_for(HOUR - 2)).await;
+    seed(world, &ns, 0..count, json!({ "renewBefore": SHORT.1 }), |_| valid_for(SHORT.0 as i64)).await;
+    world.issue_for(count, Some(SHORT.0));
     let (mut floors, mut floor_cpus, mut rates, mut cpus) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut writes, mut reads, mut resident) = (Vec::new(), Vec::new(), 0.0);
     for round in 0..world.settings.rounds {
@@ -130,6 +134,7 @@ pub async fn refresh(world: &World, table: &mut Table) {
         }
         controller.terminate().await;
     }
+    world.issue_for(count, None);
     let (floor, rate, cpu) = (median(floors.clone()), median(rates.clone()), median(cpus.clone()));
     let (writes, reads) = (median(writes), median(reads));
     let what = format!("{count} TokenCaches, all refreshing");
@@ -181,7 +186,7 @@ pub async fn idle(world: &World, table: &mut Table) {
 pub async fn lag(world: &World, table: &mut Table) {
     let count = world.settings.window.as_secs() as usize * PACE;
     let ns = world.namespace().await;
-    let start = seed_paced(world, &ns, count, HOUR).await;
+    let start = seed_paced(world, &ns, count, RESERVE).await;
     let controller = world.controller(&ns).await;
     controller.ready().await;
     pass_until(start, planned(start, count) + TimeDelta::seconds(5)).await;

@@ -17,7 +17,7 @@ use tokencache::client::connect;
 use crate::support::{
     Controller, Launch, Namespace,
     manifests::{CREDENTIALS, source_secret, token_cache},
-    server::{Options, TokenServer},
+    server::{Behaviour, Expiry, Options, TokenServer},
 };
 
 /// All rows, in their order.
@@ -100,6 +100,14 @@ impl World {
     /// The token server of a TokenCache.
     pub fn server(&self, number: usize) -> &TokenServer {
         &self.servers[number % self.servers.len()]
+    }
+
+    /// From now on, the tokens of so many TokenCaches live for this many seconds; as long as by default, where it is not said.
+    pub fn issue_for(&self, count: usize, seconds: Option<u64>) {
+        for number in 0..count {
+            let issue = seconds.map_or(Behaviour::Default, |seconds| Behaviour::Issue(Expiry::In(seconds)));
+            self.server(number).set(&name(number), issue);
+        }
     }
 
     /// Requests to all token servers.

@@ -16,6 +16,7 @@ use crate::{
     api::TokenCache,
     client::{Error, Value},
     metrics::Metrics,
+    observe::Watched,
     peers::PASSING,
     run::{Ran, Runner},
     watch::watch_one,
@@ -111,7 +112,7 @@ async fn serve(runner: Runner, caches: Api<TokenCache>, name: String, stop: Canc
             pause = Duration::MAX;
             continue;
         };
-        pause = match runner.run(cache, None, &stop).await {
+        pause = match runner.run(cache, &Watched::default(), &stop).await {
             Ok(Ran::Busy { retry_in, .. }) => retry_in.min(BUSY),
             Ok(Ran::Cancelled) => return hindrance,
             // The watch brings what was reported.

@@ -1,6 +1,7 @@
 //! The controller: waits for the CRD, watches, and tends each TokenCache until it is told to stop.
 
 mod books;
+mod confirm;
 mod contact;
 mod finalize;
 mod former;
@@ -84,6 +85,7 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
     };
     let peers = tend::Peers::new(runner.locks.replica());
     let stopping = runner.fetcher.stopping().clone();
+    let recovery = outage::Recovery::default();
     let mut watching = JoinSet::new();
     let mut synced = Vec::new();
     for namespace in scopes {
@@ -93,6 +95,7 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
             runner: runner.clone(),
             limits: limits.clone(),
             peers: peers.clone(),
+            recovery: recovery.clone(),
             stop: stop.clone(),
             namespace,
             require_source_label: settings.require_source_label,

@@ -1,27 +1,20 @@
 //! The runs of a controller: each in a task of its own, in its turn, and what is told of it meanwhile.
 
-use std::{
-    panic::AssertUnwindSafe,
-    pin::pin,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::tend::{Context, LOOK_AGAIN, at};
+use super::tend::{Context, at};
 use crate::{
     api::TokenCache,
     fetch::{Progress, destination},
-    notes::Key,
+    notes::{Key, Note},
     observe::{ApiError, checked, observed},
     plan::{Observed, Plan, decide},
     run::{Ran, RunError},
-    secret::SecretState,
     status::{READY, condition, during_run},
-    store::remove,
 };
 
 /// How often a Lease that somebody else holds is looked at.
@@ -33,13 +26,18 @@ const QUEUED: Duration = Duration::from_secs(30);
 /// How long what a run waits for must last before it is reported.
 const LASTING: Duration = Duration::from_secs(1);
 
+/// How long a run may take before what has expired already is removed.
+const PROMPT: Duration = Duration::from_secs(1);
+
 impl Context {
     /// Begins a run in a task of its own, whose end has the object looked at again.
     pub(super) fn begin(self: &Arc<Self>, key: &Key, cache: &TokenCache, seen: &Observed<'_>) {
         let cancel = self.stop.cancel.child_token();
         self.runner.notes.with(key, |note| note.cancel = Some(cancel.clone()));
         let fresh = condition(cache.status.as_ref(), READY).is_none();
-        let moments = [self.until_expiry(seen, self.runner.clock.now()), fresh.then_some(QUEUED)];
+        let now = self.runner.clock.now();
+        let expiry = if seen.to_remove(now).is_some() { Some(PROMPT) } else { self.until_expiry(seen, now) };
+        let moments = [expiry, fresh.then_some(QUEUED)];
         let (context, key, destination) = (self.clone(), key.clone(), destination(&cache.spec));
         self.runs.spawn(async move {
             let run = context.run(&key, destination, fresh, &cancel);
@@ -50,34 +48,12 @@ impl Context {
                 tracing::error!(namespace = key.0, name = key.1, "a run ended unexpectedly");
                 Ok(Ran::Busy { retry_in: BUSY, holder: None })
             });
-            context.learn(&ran);
+            context.recovery.learn(&ran, &context.runner.notes, Instant::now());
             let wake = context.settled(&key, ran.map(|ran| context.after(&key, ran)));
             context.runner.notes.run_ended(&key, wake);
             // Nobody listens any more only when the controller ends.
             let _ = context.ended.unbounded_send(at(&key));
         });
-    }
-
-    /// Learns from a run's end whether the API server is away. Once it is back, all that wait for it are looked at.
-    fn learn(&self, ran: &Result<Ran, RunError>) {
-        let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
-        let over = match ran {
-            // A run of its own that came to nothing may have done so since the API server is away.
-            Ok(Ran::Cancelled | Ran::Busy { holder: None, .. }) => false,
-            Ok(_) => outage.answered(Instant::now()),
-            Err(error) => {
-                if error.is_of_server() {
-                    outage.failed();
-                }
-                false
-            }
-        };
-        drop(outage);
-        if over {
-            for key in self.runner.notes.end_pauses() {
-                let _ = self.ended.unbounded_send(at(&key));
-            }
-        }
     }
 
     /// When to look again after a run, if nothing happens before.
@@ -92,8 +68,7 @@ impl Context {
                 None
             }
             Ran::Cancelled => None,
-            // The watch brings what was found live, and with it the next look; this is for when it does not.
-            Ran::NotNeeded => Some(LOOK_AGAIN),
+            Ran::NotNeeded => self.runner.notes.with_known(key, Note::ran_in_vain),
             Ran::Busy { retry_in, holder } => {
                 tracing::debug!(namespace = key.0, name = key.1, holder, "somebody else runs it");
                 if let Some((process, _)) = holder.as_deref().and_then(|holder| holder.rsplit_once('_'))
@@ -161,15 +136,15 @@ impl Context {
         };
         let Some(cache) = &self.shown(key) else { return Ok(Ran::NotNeeded) };
         let note = checked(&self.runner.notes, key, cache);
-        let metadata = self.secret_metadata(key, cache, &note);
-        let seen = || observed(cache, metadata.as_deref(), &note);
+        let watched = self.watched(key, cache, &note);
+        let seen = || observed(cache, watched.metadata.as_deref(), &note);
         if !matches!(decide(&seen(), self.runner.clock.now()), Plan::Fetch(_)) {
             // Another replica may have been faster: it is looked at anew.
             return Ok(Ran::Cancelled);
         }
         let progress = Progress::default();
         self.runner.notes.with(key, |note| note.progress = Some(progress.clone()));
-        let run = Box::pin(self.runner.run(cache, metadata.as_deref(), cancel));
+        let run = Box::pin(self.runner.run(cache, &watched, cancel));
         let mut ran = self.reporting(key, [fresh.then_some(PATIENCE), None], &progress, run).await;
         self.runner.notes.with_known(key, |note| note.progress = None);
         if let Ok(Ran::Busy { retry_in, holder }) = &mut ran {
@@ -199,14 +174,12 @@ impl Context {
     async fn report_meanwhile(&self, key: &Key) -> Result<(), ApiError> {
         let Some(cache) = &self.shown(key) else { return Ok(()) };
         let note = checked(&self.runner.notes, key, cache);
-        let metadata = self.secret_metadata(key, cache, &note);
-        let mut seen = observed(cache, metadata.as_deref(), &note);
+        let mut watched = self.watched(key, cache, &note);
         let now = self.runner.clock.now();
-        if let Plan::RemoveExpired(stored) = decide(&seen, now) {
-            remove(&self.runner.client, &key.0, cache.secret_name(), &stored).await?;
-            seen.secret = SecretState::Absent;
-        }
         let (runs, waits_for) = (cache.runs(), note.progress.as_ref().map(Progress::waits_for));
+        self.confirm(key, cache, &note, &mut watched, |seen| during_run(seen, waits_for.as_deref(), now)).await?;
+        self.remove_expired(key, cache, &note, &mut watched, now).await;
+        let seen = observed(cache, watched.metadata.as_deref(), &note);
         let wanted = |cache: &TokenCache| {
             let seen = Observed { cache, ..seen.clone() };
             (cache.runs() == runs).then(|| during_run(&seen, waits_for.as_deref(), now))

@@ -17,19 +17,19 @@ use kube::runtime::{
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Stop, finalize::finalize, kept::Kept, outage::Outage, secrets::Secrets, watch::key};
+use super::{Stop, finalize::finalize, kept::Kept, outage::Recovery, secrets::Secrets, watch::key};
 use crate::{
     api::TokenCache,
     fetch::destination,
     limits::Limits,
-    notes::{Key, Note, Turn},
-    observe::{ApiError, checked, live_secret, observed, verify},
+    notes::{Key, Note, Turn, version},
+    observe::{ApiError, Watched, checked, live_secret, note_found, observed, verify},
     peers,
     plan::{Observed, Plan, backoff, decide},
     reason::Reason,
     run::{RunError, Runner, owner},
     secret::{Integrity, SecretState, read},
-    store::remove,
+    status::at_rest,
     time::until,
 };
 
@@ -74,8 +74,8 @@ pub(super) struct Context {
     pub(super) runs: TaskTracker,
     /// Told of each TokenCache whose run has ended.
     pub(super) ended: mpsc::UnboundedSender<ObjectRef<Kept>>,
-    /// Whether the API server is away.
-    pub(super) outage: Mutex<Outage>,
+    /// Ends the pauses of all once the API server is back.
+    pub(super) recovery: Recovery,
 }
 
 /// What became of a look at a TokenCache.
@@ -165,19 +165,31 @@ impl Context {
         if finalize(&self.runner.client, cache, &formers).await? {
             return Ok(Look::Done(None));
         }
+        self.runner.notes.with_known(key, |note| note.complain(None));
         let mut note = checked(&self.runner.notes, key, cache);
         if note.is_ahead_of(cache.runs()) {
             return Ok(Look::Early(LOOK_AGAIN));
         }
-        let metadata = self.secret_metadata(key, cache, &note);
+        let mut watched = self.watched(key, cache, &note);
         self.meet(key, cache, &mut note);
-        let settle = self.verify(key, cache, metadata.as_deref(), &mut note).await?;
-        let recheck = self.recheck(key, cache, metadata.as_deref(), &mut note).await?;
-        let seen = observed(cache, metadata.as_deref(), &note);
+        let settle = self.verify(key, cache, &watched, &mut note).await?;
+        let recheck = self.recheck(key, cache, watched.metadata.as_deref(), &mut note).await?;
         let now = self.runner.clock.now();
+        let fetches = |watched: &Watched| {
+            matches!(decide(&observed(cache, watched.metadata.as_deref(), &note), now), Plan::Fetch(_))
+        };
+        let mut removal = None;
+        // What the watch has not brought yet must not be reported as if it were gone or changed.
+        if settle.is_none() && !fetches(&watched) {
+            if self.confirm(key, cache, &note, &mut watched, |seen| at_rest(seen, now)).await? {
+                return Ok(Look::Early(Duration::ZERO));
+            }
+            removal = self.remove_expired(key, cache, &note, &mut watched, now).await;
+        }
+        let seen = observed(cache, watched.metadata.as_deref(), &note);
         let plan = decide(&seen, now);
         if !matches!(plan, Plan::Fetch(_)) {
-            self.runner.notes.with(key, |note| note.due_since = None);
+            self.runner.notes.with(key, |note| (note.due_since, note.in_vain) = (None, 0));
         }
         let wake = match plan {
             Plan::Fetch(why) => match self.turn(key, &seen, &note) {
@@ -188,33 +200,21 @@ impl Context {
                 }
                 // Another replica is at it, or goes first; a restart waits for the value that it brings.
                 Some(wait) => {
-                    let sooner = [settle, recheck, self.until_expiry(&seen, now)];
+                    let sooner = [settle, recheck, removal, self.until_expiry(&seen, now)];
                     return Ok(Look::Early(sooner.into_iter().flatten().fold(wait, Duration::min)));
                 }
             },
-            Plan::Sleep(at) => {
-                // What the watch has not brought yet must not be reported as if it were gone or changed.
+            Plan::Sleep(at) | Plan::Refuse(_, _, at) => {
                 if settle.is_none() {
                     self.runner.rest(key, &seen).await?;
                 }
                 at.map(|at| until(at, now))
             }
-            Plan::Refuse(..) => {
-                if settle.is_none() {
-                    self.runner.rest(key, &seen).await?;
-                }
-                None
-            }
-            Plan::RemoveExpired(stored) => {
-                remove(&self.runner.client, &key.0, cache.secret_name(), &stored).await?;
-                self.runner.rest(key, &Observed { secret: SecretState::Absent, ..seen.clone() }).await?;
-                Some(LOOK_AGAIN)
-            }
         };
         let former = self.remove_former_secrets(key, cache, &seen).await?;
         let restarts = self.restarts(key, cache, &seen).await;
         let expiry = self.until_expiry(&seen, now);
-        Ok(Look::Done([wake, settle, recheck, expiry, former, restarts].into_iter().flatten().min()))
+        Ok(Look::Done([wake, settle, recheck, removal, expiry, former, restarts].into_iter().flatten().min()))
     }
 
     /// How long a value that was valid `then` still is.
@@ -223,28 +223,32 @@ impl Context {
         expiry.map(|moment| until(moment, self.runner.clock.now()))
     }
 
-    /// The Secret's metadata, as the watch has it or as this process wrote it.
-    pub(super) fn secret_metadata(&self, key: &Key, cache: &TokenCache, note: &Note) -> Option<Arc<ObjectMeta>> {
-        let watched = || self.secrets.get(&(key.0.clone(), cache.secret_name().to_owned())).map(Arc::new);
-        note.newest(watched).filter(|metadata| metadata.name.as_deref() == Some(cache.secret_name()))
+    /// What is known of the Secret: as the watch has it, or as this process wrote or read it.
+    pub(super) fn watched(&self, key: &Key, cache: &TokenCache, note: &Note) -> Watched {
+        let shown = self.secrets.get(&(key.0.clone(), cache.secret_name().to_owned())).map(Arc::new);
+        let shown_version = version(shown.as_deref()).map(Into::into);
+        Watched { metadata: note.newest(cache.secret_name(), shown), shown: shown_version }
     }
 
-    /// A Secret that another hand wrote to is read once and compared, unless a status explains the write first.
+    /// A Secret that another client wrote to is read once and compared, unless a status explains the write first.
     async fn verify(
         &self,
         key: &Key,
         cache: &TokenCache,
-        metadata: Option<&ObjectMeta>,
+        watched: &Watched,
         note: &mut Note,
     ) -> Result<Option<Duration>, ApiError> {
         let written = cache.status.as_ref().and_then(|status| status.secret_resource_version.as_ref());
-        let stored = match observed(cache, metadata, note).secret {
+        let stored = match observed(cache, watched.metadata.as_deref(), note).secret {
             SecretState::Owned(stored) => stored,
             SecretState::Absent if written.is_some() => {
                 let since = self.runner.notes.with(key, |note| *note.absent.get_or_insert_with(Instant::now));
                 return Ok(SETTLE.checked_sub(since.elapsed()).filter(|left| !left.is_zero()));
             }
-            SecretState::Absent | SecretState::Leftover | SecretState::Foreign(_) => return Ok(None),
+            SecretState::Absent | SecretState::Leftover | SecretState::Foreign(_) => {
+                self.runner.notes.with(key, |note| note.absent = None);
+                return Ok(None);
+            }
         };
         self.runner.notes.with(key, |note| note.absent = None);
         if stored.integrity != Integrity::Unverified {
@@ -258,10 +262,15 @@ impl Context {
             self.runner.notes.with(key, |note| note.unverified = Some(Box::new((version, since))));
             return Ok(Some(SETTLE - waited));
         }
-        let verified = verify(&self.runner.client, &key.0, cache.secret_name()).await?;
-        let is_current = verified.as_ref().is_some_and(|(read, _)| *read == version);
+        let name = cache.secret_name();
+        let (found, verdict) = verify(&self.runner.client, &key.0, name).await?.unzip();
+        let read = crate::notes::version(found.as_ref()).map(str::to_owned);
+        let is_current = read.as_ref() == Some(&version);
+        if !is_current {
+            note_found(&self.runner.notes, key, cache, watched.shown.as_deref(), found.as_ref());
+        }
         *note = self.runner.notes.with(key, |note| {
-            note.verified = verified;
+            note.verified = read.zip(verdict);
             note.clone()
         });
         // Else the watch is behind.

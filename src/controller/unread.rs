@@ -39,14 +39,13 @@ impl Context {
             return Ok(None);
         }
         let complaint = format!("this controller cannot read the object: {complaint}; is its definition up to date?");
-        let known = self.runner.notes.with(key, |note| note.undecodable.replace(complaint.clone()));
-        if known.as_ref() == Some(&complaint) {
+        if !self.runner.notes.with(key, |note| note.complain(Some(&complaint))) {
             return Ok(None);
         }
         tracing::warn!(namespace = key.0, name = key.1, complaint, "undecodable");
         match self.write_complaint(key, metadata, &complaint).await {
             Err(error) if !matches!(error.code(), Some(404 | 409)) => {
-                self.runner.notes.with(key, |note| note.undecodable = None);
+                self.runner.notes.with(key, |note| note.complain(None));
                 Err(error)
             }
             _ => Ok(None),

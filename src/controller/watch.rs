@@ -1,10 +1,6 @@
 //! The watches of one namespace, or of all: TokenCaches whole, their Secrets and what they refer to as metadata only.
 
-use std::{
-    collections::HashSet,
-    fmt,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashSet, fmt, sync::Arc};
 
 use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use k8s_openapi::{
@@ -26,6 +22,7 @@ use super::{
     Stop, WatchContacts,
     books::{Books, secret_named},
     kept::{Kept, Sent},
+    outage::Recovery,
     secrets::Secrets,
     tend::{Context, Peers, at, reconcile},
 };
@@ -53,6 +50,7 @@ pub(super) struct Start {
     pub(super) runner: Runner,
     pub(super) limits: Limits,
     pub(super) peers: Peers,
+    pub(super) recovery: Recovery,
     pub(super) stop: Stop,
     /// All namespaces where none is named.
     pub(super) namespace: Option<String>,
@@ -138,6 +136,7 @@ impl Start {
         let managed = watcher::Config::default().labels(&format!("{LABEL_MANAGED}=true"));
         let watched_secrets = {
             let (notes, secrets, sources) = (notes.clone(), secrets.clone(), sources.clone());
+            let scope = self.namespace.clone();
             self.watch::<SecretMeta>("Secrets", Need::Required, managed)
                 .inspect_ok(move |event| {
                     let (Event::Apply(secret) | Event::InitApply(secret)) = event else { return };
@@ -147,8 +146,13 @@ impl Start {
                     }
                 })
                 .modify(|secret| secret.meta_mut().managed_fields = None)
-                .inspect_ok(move |event| secret_event(event, &notes))
-                .inspect_ok(move |event| secrets.apply(event))
+                .inspect_ok(move |event| {
+                    secrets.apply(event);
+                    secret_event(event, &notes);
+                    if matches!(event, Event::InitDone) {
+                        notes.listed(scope.as_deref(), |key| secrets.get(key).is_some());
+                    }
+                })
                 .inspect_ok(tell_synced(&secrets_synced))
                 .inspect_ok(move |event| {
                     if matches!(event, Event::InitDone) {
@@ -183,6 +187,7 @@ impl Start {
 
         let runs = TaskTracker::new();
         let (ended, after_runs) = futures::channel::mpsc::unbounded();
+        self.recovery.add(self.namespace.clone(), ended.clone());
         let context = Arc::new(Context {
             runner: self.runner.clone(),
             limits: self.limits.clone(),
@@ -193,7 +198,7 @@ impl Start {
             secrets_synced: secrets_synced.clone(),
             runs: runs.clone(),
             ended,
-            outage: Mutex::default(),
+            recovery: self.recovery.clone(),
         });
         tokio::spawn(async move {
             caches_synced.cancelled().await;
@@ -270,7 +275,7 @@ fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
     };
     if let Some(owner) = owner_of(object.meta()) {
         let key = (object.namespace().unwrap_or_default(), owner);
-        notes.with_known(&key, |note| note.watched(object.meta().name.as_deref(), version));
+        notes.with_known(&key, |note| note.watched(object.meta(), version));
     }
 }
 

@@ -1,8 +1,17 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::*;
-use crate::samples::{at, cache, lifetime, observed, start, stored};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+
+use super::{moments::refresh_moment, *};
+use crate::{
+    api::{ExpiresAt, Refresh},
+    samples::{at, cache, lifetime, observed, start, stored},
+    secret::Integrity,
+    time::floor,
+};
 
 fn failing(after: Value) -> Value {
     let mut status = json!({
@@ -79,6 +88,9 @@ fn a_valid_value_is_refreshed_when_it_is_due_asked_for_changed_or_not_what_the_s
         (json!({"refresh": {"renewBefore": "90s"}}), json!({}), 10.0, Some(Why::Due)),
         // Longer than the value lives: by percentage, since it would be fetched without a pause.
         (json!({"refresh": {"renewBefore": "99500ms"}}), json!({}), 79.0, None),
+        // Almost as long as the value lives: it would be fetched almost without a pause.
+        (json!({"refresh": {"renewBefore": "96s"}}), json!({}), 79.0, None),
+        (json!({"refresh": {"renewBefore": "96s"}}), json!({}), 81.0, Some(Why::Due)),
         (json!({"refresh": {"renewBeforePercentage": 50}}), json!({}), 49.0, None),
         (json!({"refresh": {"renewBeforePercentage": 50}}), json!({}), 53.0, Some(Why::Due)),
         (json!({"refresh": {"policy": "Lazy"}}), json!({}), 99.0, None),
@@ -133,14 +145,16 @@ fn backoff_holds_what_is_due_but_neither_a_request_nor_a_new_spec_nor_a_changed_
 
 #[test]
 fn a_refusal_stands_until_something_changes() {
-    let refused = failing(json!({"lastFailure": {"reason": "SourceNotFound", "message": "m"}, "nextRetryAt": null}));
+    let refused = failing(json!({
+        "lastFailure": {"reason": "SourceNotFound", "message": "m"}, "nextRetryAt": "2026-03-01T12:05:00Z",
+    }));
     let decide_with = |status: &Value, unblocked: bool| {
         let cache = cache(json!({}), status.clone());
         let mut seen = observed(&cache, None);
         seen.unblocked = unblocked;
-        decide(&seen, at(9999.0))
+        decide(&seen, at(9.0))
     };
-    assert_eq!(decide_with(&refused, false), Plan::Refuse(Reason::SourceNotFound, "m".into()));
+    assert_eq!(decide_with(&refused, false), Plan::Refuse(Reason::SourceNotFound, "m".into(), Some(at(300.0))));
     assert_eq!(decide_with(&refused, true), Plan::Fetch(Why::Unblocked));
     let mut asked = refused.clone();
     asked["refreshRequested"] = json!("x");
@@ -156,11 +170,14 @@ fn neither_a_bad_spec_nor_a_foreign_secret_is_overruled_by_a_request() {
     let invalid = Invalid::new("spec.fetch", "exactly one source");
     let mut seen = observed(&cache, None);
     seen.invalid = Some(&invalid);
-    assert_eq!(decide(&seen, start()), Plan::Refuse(Reason::InvalidSpec, "spec.fetch: exactly one source".into()));
+    assert_eq!(
+        decide(&seen, start()),
+        Plan::Refuse(Reason::InvalidSpec, "spec.fetch: exactly one source".into(), None)
+    );
     seen.invalid = None;
     seen.secret = SecretState::Foreign("belongs to the ConfigMap x".into());
     assert!(
-        matches!(decide(&seen, start()), Plan::Refuse(Reason::SecretNotOwned, message) if message.contains("ns/a"))
+        matches!(decide(&seen, start()), Plan::Refuse(Reason::SecretNotOwned, message, None) if message.contains("ns/a"))
     );
 }
 
@@ -177,11 +194,142 @@ fn a_secret_changed_by_another_hand_is_put_right_under_both_policies() {
 }
 
 #[test]
-fn an_expired_secret_is_removed_at_its_moment_where_the_policy_says_so() {
-    let cache = cache(json!({"target": {"expiredPolicy": "Delete"}}), failing(json!({})));
-    let secret = stored(&cache, lifetime(0.0, 100.0));
-    assert!(!matches!(decide(&observed(&cache, Some(secret.clone())), at(99.9)), Plan::RemoveExpired(_)));
-    assert_eq!(decide(&observed(&cache, Some(secret.clone())), at(100.0)), Plan::RemoveExpired(secret));
+fn an_expired_secret_is_removed_at_its_moment_where_the_policy_says_so_and_a_fetch_does_not_wait_for_that() {
+    let status = failing(json!({"nextRetryAt": "2026-03-01T12:02:00Z"}));
+    let [delete, retain] =
+        ["Delete", "Retain"].map(|policy| cache(json!({"target": {"expiredPolicy": policy}}), status.clone()));
+    let secret = stored(&delete, lifetime(0.0, 100.0));
+    let seen = observed(&delete, Some(secret.clone()));
+    assert_eq!(seen.to_remove(at(99.9)), None);
+    assert_eq!(seen.to_remove(at(100.0)), Some(&secret));
+    assert_eq!(observed(&retain, Some(secret.clone())).to_remove(at(100.0)), None);
+    assert_eq!(decide(&seen, at(100.0)), Plan::Sleep(Some(at(120.0))));
+    assert_eq!(decide(&seen, at(120.0)), Plan::Fetch(Why::Expired));
+    let mut asked = delete.clone();
+    asked.status.as_mut().expect("set").refresh_requested = Some("x".into());
+    assert_eq!(decide(&observed(&asked, Some(secret)), at(100.0)), Plan::Fetch(Why::Requested));
+}
+
+/// A Brake after fetches at these moments.
+fn braked(cause: Cause, moments: &[f64]) -> Brake {
+    let mut brake = Brake::default();
+    moments.iter().for_each(|moment| brake.count(cause, at(*moment)));
+    brake
+}
+
+#[test]
+fn what_is_called_for_again_and_again_waits() {
+    let changed = |cache: &TokenCache| {
+        let mut stored = stored(cache, lifetime(0.0, 100.0));
+        stored.integrity = Integrity::Drifted("how".into());
+        Some(stored)
+    };
+    let relabelled = |cache: &TokenCache| {
+        let mut stored = stored(cache, lifetime(0.0, 100.0));
+        stored.integrity = Integrity::Relabelled("the label a".into());
+        Some(stored)
+    };
+    let other_hash =
+        |cache: &TokenCache| Some(Stored { fetch_hash: "x".into(), ..stored(cache, lifetime(0.0, 100.0)) });
+    let valid = |cache: &TokenCache| Some(stored(cache, lifetime(0.0, 100.0)));
+    let absent = |_: &TokenCache| None;
+    let drifted = |how: &str| Why::Drifted(how.into());
+    let done = json!({"observedGeneration": 1, "runs": 3});
+    let fetched = json!({"observedGeneration": 1, "runs": 3, "fetchedAt": "2026-03-01T12:00:00Z"});
+    let asked = json!({"observedGeneration": 1, "refreshRequested": "x"});
+    type Case<'a> = (&'a Value, &'a dyn Fn(&TokenCache) -> Option<Stored>, Cause, Why);
+    let cases: [Case<'_>; 6] = [
+        (&done, &changed, Cause::Repair, drifted("how")),
+        (&done, &relabelled, Cause::Repair, drifted("the label a was changed")),
+        (&done, &other_hash, Cause::Repair, Why::SpecChanged),
+        (&fetched, &absent, Cause::Repair, Why::Cleared),
+        (&done, &absent, Cause::Repair, Why::First),
+        (&asked, &valid, Cause::Request, Why::Requested),
+    ];
+    for (status, secret, cause, why) in cases {
+        let cache = cache(json!({}), status.clone());
+        let mut seen = observed(&cache, secret(&cache));
+        assert_eq!(decide(&seen, at(10.5)), Plan::Fetch(why.clone()));
+        assert_eq!(seen.held_back(at(10.5)), None);
+        let brake = braked(cause, &[10.0; 10]);
+        seen.brake = Some(&brake);
+        let Plan::Sleep(Some(until)) = decide(&seen, at(10.5)) else { panic!("{why:?}") };
+        assert!(until > at(10.5), "{why:?}");
+        assert_eq!(seen.held_back(at(10.5)), Some(why.clone()));
+        assert_eq!(decide(&seen, until), Plan::Fetch(why));
+    }
+    // The first is not held up, nor is a new spec, however often it is edited.
+    let edited = cache(json!({}), json!({"observedGeneration": 0, "runs": 3}));
+    let brake = braked(Cause::Repair, &[10.0; 10]);
+    let seen = Observed { brake: Some(&brake), ..observed(&edited, other_hash(&edited)) };
+    assert_eq!(decide(&seen, at(10.5)), Plan::Fetch(Why::SpecChanged));
+    let new = cache(json!({}), json!(null));
+    assert_eq!(decide(&Observed { brake: Some(&brake), ..observed(&new, None) }, at(10.5)), Plan::Fetch(Why::First));
+}
+
+#[test]
+fn a_value_that_hardly_lives_is_not_fetched_without_a_pause() {
+    let cache = cache(json!({}), json!({}));
+    let seen = observed(&cache, Some(stored(&cache, lifetime(0.0, 0.2))));
+    assert_eq!(decide(&seen, at(0.3)), Plan::Sleep(Some(at(1.0))));
+    assert_eq!(decide(&seen, at(1.0)), Plan::Fetch(Why::Expired));
+}
+
+#[test]
+fn a_refusal_is_checked_again_unless_the_spec_alone_causes_it() {
+    let refused = |spec: Value, reason: &str, after: Value| {
+        let mut status =
+            failing(json!({"lastFailure": {"reason": reason, "message": "m", "time": "2026-03-01T12:00:00Z"}}));
+        status["nextRetryAt"] = json!(null);
+        for (key, value) in after.as_object().expect("an object") {
+            status[key] = value.clone();
+        }
+        cache(spec, status)
+    };
+    let next = json!({"nextRetryAt": "2026-03-01T12:03:00Z"});
+    let never = json!({"nextRetryAt": "2099-01-01T00:00:00Z"});
+    let lazy = json!({"refresh": {"policy": "Lazy"}});
+    for reason in ["SourceNotFound", "SourceNotAllowed", "AddressNotAllowed", "InvalidSpec", "ReauthenticationRequired"]
+    {
+        for (spec, after, wait) in [
+            (json!({}), next.clone(), Some(180.0)),
+            // As an earlier version of this program left it.
+            (json!({}), json!({}), Some(300.0)),
+            (json!({"retry": {"maxInterval": "20s"}}), json!({}), Some(20.0)),
+            (json!({}), never.clone(), Some(0.0)),
+            // There is no value, so a lazy one goes on as well.
+            (lazy.clone(), next.clone(), Some(180.0)),
+        ] {
+            let cache = refused(spec, reason, after.clone());
+            let until = wait.map(at);
+            let seen = observed(&cache, None);
+            let expected = match until {
+                Some(until) if until > at(0.0) => {
+                    Plan::Refuse(Reason::refusal(reason).expect("one"), "m".into(), Some(until))
+                }
+                _ => Plan::Fetch(Why::Recheck),
+            };
+            assert_eq!(decide(&seen, at(0.0)), expected, "{reason} {after}");
+            assert_eq!(decide(&seen, at(300.0)), Plan::Fetch(Why::Recheck), "{reason}");
+        }
+        // A value that is valid is left alone, if nobody asks.
+        let mut lazy = refused(json!({}), reason, next.clone());
+        lazy.spec.refresh.policy = RefreshPolicy::Lazy;
+        let seen = observed(&lazy, Some(stored(&lazy, lifetime(0.0, 1e4))));
+        assert!(matches!(decide(&seen, at(9e3)), Plan::Refuse(_, _, None)));
+    }
+    let owned = refused(json!({}), "LeaseNotOwned", json!({}));
+    assert!(matches!(decide(&observed(&owned, None), at(9e9)), Plan::Refuse(Reason::LeaseNotOwned, _, None)));
+}
+
+#[test]
+fn a_retry_is_not_believed_to_be_further_away_than_any_wait() {
+    let plan = |next: &str, now: f64| {
+        let cache = cache(json!({}), failing(json!({"nextRetryAt": next})));
+        decide(&observed(&cache, None), at(now))
+    };
+    assert_eq!(plan("2026-03-01T13:00:00Z", 0.0), Plan::Sleep(Some(at(3600.0))));
+    assert_eq!(plan("2099-01-01T00:00:00Z", 0.0), Plan::Fetch(Why::First));
 }
 
 #[test]
@@ -226,7 +374,8 @@ proptest! {
         prop_assert!(length < 10 || planned == floor(planned));
         // Never without a pause: at least a hundredth of the lifetime goes by, but for what whole seconds cost.
         let pause = planned.signed_duration_since(lifetime.fetched_at);
-        prop_assert!(before.is_some() || pause >= TimeDelta::seconds(i64::from(length) / 100 - 1));
+        prop_assert!(pause >= TimeDelta::seconds(i64::from(length) / 100 - 1));
+        prop_assert!(percentage.is_some() || pause >= TimeDelta::seconds(i64::from(length) / 20 - 1));
     }
 
     #[test]
@@ -251,7 +400,7 @@ proptest! {
             "nextRetryAt": crate::time::rfc3339(at(f64::from(retry))),
         });
         let policy = if lazy { "Lazy" } else { "Eager" };
-        let cache = cache(json!({"refresh": {"policy": policy}}), status);
+        let cache = cache(json!({"refresh": {"policy": policy}, "retry": {"maxInterval": "6h"}}), status);
         let seen = observed(&cache, Some(stored(&cache, lifetime(0.0, f64::from(length)))));
         // No loop: who is told to sleep until a moment has something to do at it.
         if let Plan::Sleep(Some(until)) = decide(&seen, at(f64::from(now))) {

@@ -12,11 +12,10 @@ use crate::{
     fetch::Failure,
     notes::Key,
     observe::{ApiError, checked, note_failed, note_reported, observed},
-    plan::{Observed, Why, backoff},
+    plan::{Observed, Why, retry_at},
     reason::Reason,
     secret::{Integrity, Lifetime, SecretState, Stored, fetch_hash},
     status::{Ended, after_run, at_rest, next_run, while_waiting},
-    time::later,
 };
 
 impl Runner {
@@ -48,16 +47,19 @@ impl Runner {
                     fetch_hash: fetch_hash(&seen.cache.spec),
                     changed_at: None,
                     integrity: Integrity::Intact,
+                    mutated: None,
                 });
             }
             Err(failure) => {
                 let failures = before.failures.saturating_add(1);
-                let retry = &seen.cache.spec.retry;
-                let wait = backoff(failures, retry.initial(), retry.max(), rand::random(), failure.retry_after);
-                let at = later(now, chrono::TimeDelta::from_std(wait).unwrap_or_default());
+                let (retry, refused) = (&seen.cache.spec.retry, failure.reason.is_refusal());
+                let at = retry_at(retry, failures, refused, failure.retry_after, rand::random(), now);
                 note_failed(&self.notes, key, at);
                 next_retry_at = Some(at);
             }
+        }
+        if let Some(cause) = seen.cause(why) {
+            self.notes.with(key, |note| note.brake.get_or_insert_default().count(cause, now));
         }
         let ended = Ended {
             by: self.locks.replica(),

@@ -138,30 +138,43 @@ fn whose_a_foreign_secret_is_is_told() {
 fn a_secret_tells_whether_it_is_ours_and_as_it_was_written() {
     let ours = cache(json!({"target": {"labels": {"team": "x"}}}), json!({"secretResourceVersion": "7"}));
     let intact = written(&ours).metadata;
-    let integrity = |change: fn(&mut ObjectMeta), verified: Option<(&str, bool)>| {
+    let stored = |change: fn(&mut ObjectMeta), verified: Option<(&str, Verdict)>| {
         let mut metadata = intact.clone();
         change(&mut metadata);
         match read(&ours, Some(&metadata), verified) {
-            SecretState::Owned(stored) => Some(stored.integrity),
+            SecretState::Owned(stored) => Some(stored),
             SecretState::Absent | SecretState::Leftover | SecretState::Foreign(_) => None,
         }
     };
+    let integrity = |change, verified| stored(change, verified).map(|stored| stored.integrity);
     let touch = |metadata: &mut ObjectMeta| metadata.resource_version = Some("8".into());
     let is_drifted = |integrity| matches!(integrity, Some(Integrity::Drifted(_)));
     assert_eq!(integrity(|_| {}, None), Some(Integrity::Intact));
     assert_eq!(integrity(touch, None), Some(Integrity::Unverified));
-    assert_eq!(integrity(touch, Some(("8", true))), Some(Integrity::Intact));
-    assert!(is_drifted(integrity(touch, Some(("8", false)))));
-    assert_eq!(integrity(touch, Some(("6", false))), Some(Integrity::Unverified));
+    assert_eq!(integrity(touch, Some(("8", Verdict::Same))), Some(Integrity::Intact));
+    assert!(is_drifted(integrity(touch, Some(("8", Verdict::Changed)))));
+    assert_eq!(integrity(touch, Some(("6", Verdict::Changed))), Some(Integrity::Unverified));
     for change in [
-        |metadata: &mut ObjectMeta| drop(metadata.labels.take()),
         |metadata: &mut ObjectMeta| drop(metadata.annotations.take()),
-        |metadata: &mut ObjectMeta| drop(metadata.labels.get_or_insert_default().insert("team".into(), "y".into())),
         |metadata: &mut ObjectMeta| {
             metadata.annotations.get_or_insert_default().insert(ANNOTATION_EXPIRES_AT.into(), "soon".into());
         },
     ] {
         assert!(is_drifted(integrity(change, None)));
+    }
+    let relabel: [fn(&mut ObjectMeta); 2] = [
+        |metadata| drop(metadata.labels.take()),
+        |metadata| drop(metadata.labels.get_or_insert_default().insert("team".into(), "y".into())),
+    ];
+    let keys = ["the label tokencache.dev/managed", "the label team"];
+    for (change, key) in relabel.into_iter().zip(keys) {
+        // As it was written, by whichever replica: an admission webhook has changed it, and would do so again.
+        for verified in [None, Some(("7", Verdict::Written))] {
+            let stored = stored(change, verified).expect("owned");
+            assert_eq!((stored.drift(), stored.mutated.as_deref()), (None, Some(key)));
+        }
+        let stored = stored(change, Some(("7", Verdict::Same))).expect("owned");
+        assert_eq!((stored.drift(), stored.mutated), (Some(format!("{key} was changed")), None));
     }
     assert_eq!(integrity(|metadata| metadata.owner_references = None, None), None);
     let theirs = |metadata: &mut ObjectMeta| metadata.owner_references.get_or_insert_default()[0].uid = "uid-2".into();

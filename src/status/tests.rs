@@ -64,7 +64,7 @@ fn ready_says_what_the_secret_holds_and_why() {
             valid,
             "True",
             "Fetched",
-            "renewBefore (1h) is not shorter",
+            "leaves no time for spec.refresh.renewBefore (1h)",
         ),
     ];
     for (spec, status, secret, state, reason, message) in cases {
@@ -84,7 +84,7 @@ fn a_refusal_is_stalled_and_ready_says_so_while_there_is_no_value() {
     let refused = after_run(&observed(&cache, None), &ended(Some(&failure)), start());
     assert_eq!(condition(Some(&refused), STALLED), Some(("True", "SourceNotFound")));
     assert_eq!(ready_of(&refused), ("False", "SourceNotFound", "Secret ns/s is missing"));
-    assert_eq!(refused.next_retry_at, None);
+    assert_eq!(refused.next_retry_at, Some(at(4.0)), "it is checked again");
 
     let valid = observed(&cache, Some(stored(&cache, lifetime(0.0, 100.0))));
     let refused = after_run(&valid, &ended(Some(&failure)), start());

@@ -107,9 +107,9 @@ fn a_controller_that_starts_with_200_valid_caches_fetches_and_writes_nothing_and
 fn an_eager_refresh_costs_at_most_four_writes_and_one_read() {
     scenario(async {
         let scene = Scene::new().await;
-        scene.server.set("a", Behaviour::Issue(Expiry::In(600)));
+        scene.server.set("a", Behaviour::Issue(Expiry::In(100)));
         // Refreshed every eight seconds: long enough to look in between, when all of the last one is done.
-        scene.cache("a", json!({"refresh": {"renewBefore": "592s"}})).await;
+        scene.cache("a", json!({"refresh": {"renewBefore": "92s"}})).await;
         let runs = |times: i64| move |cache: &TokenCache| cache.seen().runs >= times;
         // The first refresh may cost more: what is asked once is asked then.
         scene.ns.await_cache("a", "the first refresh", runs(2)).await;

@@ -131,9 +131,9 @@ fn a_requested_run_that_fails_leaves_a_valid_secret_untouched_and_makes_one_atte
 fn a_refresh_that_fails_when_due_leaves_the_valid_secret_and_goes_on_trying() {
     scenario(async {
         let scene = Scene::new().await;
-        scene.server.set("a", Behaviour::Issue(Expiry::In(600)));
-        // Due five seconds after it was fetched, and then long before it expires.
-        let spec = json!({"refresh": {"renewBefore": "595s"}, "retry": {"maxInterval": "1s"}});
+        scene.server.set("a", Behaviour::Issue(Expiry::In(100)));
+        // Due seven seconds after it was fetched, and then long before it expires.
+        let spec = json!({"refresh": {"renewBefore": "93s"}, "retry": {"maxInterval": "1s"}});
         scene.cache("a", spec).await;
         let first = scene.ns.await_secret("a", "it is there", |_| true).await;
         scene.server.set("a", status(500, ""));

@@ -12,7 +12,7 @@ use crate::support::{
     CacheView, Scene, SecretView as _,
     manifests::oauth2,
     pass, scenario,
-    server::{Behaviour, Gate},
+    server::{Behaviour, Expiry, Gate},
     version, within,
 };
 
@@ -67,9 +67,10 @@ fn another_schedule_moves_the_refresh_and_fetches_nothing() {
 fn a_schedule_that_makes_the_refresh_overdue_fetches_at_once() {
     scenario(async {
         let scene = Scene::new().await;
+        scene.server.set("a", Behaviour::Issue(Expiry::In(200)));
         scene.ready_cache("a", json!({})).await;
-        pass(Duration::from_secs(11)).await;
-        scene.ns.patch_spec("a", json!({"refresh": {"renewBefore": "3590s"}})).await;
+        pass(Duration::from_secs(13)).await;
+        scene.ns.patch_spec("a", json!({"refresh": {"renewBefore": "188s"}})).await;
         scene.ns.await_cache("a", "a second run", |cache| cache.seen().runs >= 2).await;
     });
 }
@@ -78,7 +79,8 @@ fn a_schedule_that_makes_the_refresh_overdue_fetches_at_once() {
 fn a_value_is_renewed_before_it_expires_at_the_planned_time() {
     scenario(async {
         let scene = Scene::new().await;
-        let cache = scene.ready_cache("a", json!({"refresh": {"renewBefore": "3594s"}})).await;
+        scene.server.set("a", Behaviour::Issue(Expiry::In(100)));
+        let cache = scene.ready_cache("a", json!({"refresh": {"renewBefore": "93s"}})).await;
         let planned = cache.seen().refresh_at.expect("a planned refresh");
         let secret = scene.secret("a").await;
         let renewed = |cache: &TokenCache| cache.seen().runs >= 2;

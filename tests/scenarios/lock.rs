@@ -230,6 +230,28 @@ fn two_controllers_share_the_work_and_never_do_it_twice() {
 }
 
 #[test]
+fn controllers_that_each_let_others_go_first_that_are_gone_do_not_wait_for_ever() {
+    scenario(async {
+        let scene = Scene::new().await;
+        let _second = Controller::start(&scene.ns, &[]).await;
+        // Both see that these were at work lately.
+        scene.cache("ghosts", json!({"suspend": true})).await;
+        scene.ns.await_ready("ghosts", false, "Suspended").await;
+        for ghost in 1..=8 {
+            let change = json!({"status": {"runs": ghost, "lastRunBy": format!("ghost-{ghost}")}});
+            let patch = kube::api::Patch::Merge(change);
+            scene.ns.api::<TokenCache>().patch_status("ghosts", &Default::default(), &patch).await.expect("patched");
+        }
+        let names: Vec<String> = (0..10).map(|n| format!("a{n}")).collect();
+        join_all(names.iter().map(|name| scene.cache(name, json!({})))).await;
+        for name in &names {
+            scene.ns.await_ready(name, true, "Fetched").await;
+            assert_eq!(scene.server.requests(name), 1, "{name}");
+        }
+    });
+}
+
+#[test]
 fn however_often_controllers_are_killed_one_run_of_a_cache_goes_on_at_once() {
     scenario(async {
         let (ns, server) = Scene::stage(Options::default()).await;

@@ -11,6 +11,7 @@ mod support;
 
 mod agent;
 mod agent_told;
+mod brake;
 mod client;
 mod client_cli;
 mod client_crowd;
@@ -45,6 +46,7 @@ mod rotation_ends;
 mod secrecy;
 mod service_account_token;
 mod shutdown;
+mod stale_watch;
 mod target;
 mod tls;
 mod traces;

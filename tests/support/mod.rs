@@ -6,6 +6,7 @@ mod controller;
 mod door;
 mod flaky;
 pub mod github;
+mod history;
 pub mod image;
 mod leaks;
 pub mod manifests;
@@ -28,6 +29,7 @@ pub use controller::{
 };
 pub use door::Door;
 pub use flaky::{Action, FlakyApi, Trouble, When};
+pub use history::History;
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};

@@ -1,0 +1,137 @@
+//! Limits how often values are fetched for causes that can come back at once: pure, from what this process did and the time.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::{plan::backoff, time::later};
+
+/// Causes of fetches that nothing else limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The Secret is not as it should be, or an object that the spec refers to changed after a failure.
+    Repair,
+    /// A consumer or a person asked for a new value.
+    Request,
+}
+
+/// The fetches for these causes within the last hour, the newest last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Brake {
+    repairs: Vec<DateTime<Utc>>,
+    requests: Vec<DateTime<Utc>>,
+}
+
+/// For how long a fetch counts.
+const COUNTED: TimeDelta = TimeDelta::hours(1);
+/// More need not be remembered: the wait is the longest by then.
+const REMEMBERED: usize = 32;
+
+impl Cause {
+    /// How many fetches within an hour are free, the wait after the first that is not, and the longest wait.
+    const fn limits(self) -> (usize, Duration, Duration) {
+        match self {
+            Self::Repair => (1, Duration::from_secs(2), Duration::from_secs(300)),
+            Self::Request => (10, Duration::from_secs(1), Duration::from_secs(60)),
+        }
+    }
+}
+
+impl Brake {
+    fn fetches(&self, cause: Cause) -> &[DateTime<Utc>] {
+        match cause {
+            Cause::Repair => &self.repairs,
+            Cause::Request => &self.requests,
+        }
+    }
+
+    /// Counts a fetch.
+    pub fn count(&mut self, cause: Cause, now: DateTime<Utc>) {
+        let fetches = match cause {
+            Cause::Repair => &mut self.repairs,
+            Cause::Request => &mut self.requests,
+        };
+        fetches.retain(|at| now.signed_duration_since(*at) < COUNTED);
+        fetches.push(now);
+        if fetches.len() > REMEMBERED {
+            fetches.remove(0);
+        }
+    }
+
+    /// Before which moment the next fetch for this cause may not begin; `None` where it need not wait.
+    #[must_use]
+    pub fn until(&self, cause: Cause, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let fetches = self.fetches(cause);
+        let (free, initial, max) = cause.limits();
+        let lately = fetches.iter().filter(|at| now.signed_duration_since(**at) < COUNTED).count();
+        let paced = i32::try_from((lately + 1).checked_sub(free)?).unwrap_or(i32::MAX);
+        if paced == 0 {
+            return None;
+        }
+        let wait = TimeDelta::from_std(backoff(paced, initial, max, 1.0, None)).unwrap_or_default();
+        let until = later(*fetches.last()?, wait);
+        // A fetch that lies in the future was counted before the clock was set back.
+        (until > now).then(|| until.min(later(now, wait)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::samples::at;
+
+    /// How many fetches begin within `seconds` if one is called for all the time.
+    fn fetches(cause: Cause, seconds: f64) -> usize {
+        let (mut brake, mut now, mut count) = (Brake::default(), at(0.0), 0);
+        while now < at(seconds) {
+            match brake.until(cause, now) {
+                Some(until) => now = until,
+                None => {
+                    brake.count(cause, now);
+                    count += 1;
+                }
+            }
+        }
+        count
+    }
+
+    #[test]
+    fn what_is_called_for_all_the_time_is_fetched_ever_more_rarely() {
+        assert_eq!(fetches(Cause::Repair, 1.0), 1);
+        assert_eq!(fetches(Cause::Repair, 20.0), 4);
+        assert_eq!(fetches(Cause::Repair, 86_400.0), 86_400 / 300 + 7);
+        assert_eq!(fetches(Cause::Request, 1.0), 10);
+        assert_eq!(fetches(Cause::Request, 60.0), 15);
+    }
+
+    #[test]
+    fn a_fetch_is_forgotten_after_an_hour() {
+        let mut brake = Brake::default();
+        assert_eq!(brake.until(Cause::Repair, at(0.0)), None);
+        brake.count(Cause::Repair, at(0.0));
+        assert_eq!(brake.until(Cause::Repair, at(0.5)), Some(at(2.0)));
+        assert_eq!(brake.until(Cause::Request, at(0.5)), None);
+        assert_eq!(brake.until(Cause::Repair, at(2.0)), None);
+        brake.count(Cause::Repair, at(1800.0));
+        assert_eq!(brake.until(Cause::Repair, at(1801.0)), Some(at(1804.0)));
+        brake.count(Cause::Repair, at(3700.0));
+        assert_eq!(brake.until(Cause::Repair, at(3701.0)), Some(at(3704.0)));
+    }
+
+    proptest! {
+        #[test]
+        fn every_wait_ends(counted in proptest::collection::vec(-1e5_f64..1e5, 0..99), now in -1e5_f64..1e5) {
+            for cause in [Cause::Repair, Cause::Request] {
+                let mut brake = Brake::default();
+                counted.iter().for_each(|moment| brake.count(cause, at(*moment)));
+                if let Some(until) = brake.until(cause, at(now)) {
+                    let (_, _, max) = cause.limits();
+                    prop_assert!(until > at(now));
+                    prop_assert!(until <= at(now) + TimeDelta::from_std(max).expect("it fits"));
+                }
+            }
+        }
+    }
+}
