@@ -16,8 +16,7 @@ pub struct TokenCacheStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: the Secret holds a value that has not expired. Stalled: somebody probably has to edit something first; it is
-    /// checked again from time to time.
+    /// Ready: the Secret holds a value that has not expired. Stalled: somebody probably has to edit something first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
