@@ -47,8 +47,8 @@ struct Raw<'a> {
 /// Reads a result. Messages say where and what is wrong with it, and nothing of what it holds.
 pub(crate) fn read(result: &[u8]) -> Result<JobResult, Failure> {
     let wrong = |what: String| Failure::new(Reason::InvalidResponse, format!("the result ($TOKENCACHE_RESULT) {what}"));
-    // A byte order mark, as PowerShell and others write it, may be ignored (RFC 8259 §8.1).
-    let result = result.strip_prefix(b"\xef\xbb\xbf").unwrap_or(result);
+    // PowerShell and others write a byte order mark.
+    let result = json::without_bom(result);
     if result.trim_ascii().is_empty() {
         return Err(wrong("is missing: the container ended well, but wrote nothing to that file".into()));
     }
