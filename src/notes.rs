@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -55,6 +55,8 @@ pub struct Note {
     pub met: bool,
     /// Since when the Secret is missing although status speaks of one.
     pub absent: Option<Instant>,
+    /// Since when status has said that there is a valid value, although there is none.
+    pub untrue: Option<Instant>,
     /// Since when a fetch has been due here.
     pub due_since: Option<Instant>,
     /// `status.runs` when somebody else was found to run it, and until when that is believed.
@@ -67,6 +69,8 @@ pub struct Note {
     pub cancel: Option<CancellationToken>,
     /// What the run that is going on waits for.
     pub progress: Option<Progress>,
+    /// Notified of each change of a Secret of this TokenCache during that run.
+    pub changed: Option<Arc<Notify>>,
     /// Whether something called for a look while the run went on.
     pub called: bool,
     /// What the look after a run's end is to wait for.
@@ -158,7 +162,8 @@ impl Note {
 
     /// Nothing of what was known holds any more, but that a run goes on.
     pub fn reset(&mut self, uid: Option<String>) {
-        *self = Self { uid, cancel: self.cancel.take(), called: self.called, ..Self::default() };
+        let (cancel, changed) = (self.cancel.take(), self.changed.take());
+        *self = Self { uid, cancel, changed, called: self.called, ..Self::default() };
     }
 
     /// The metadata of the Secret of this name: as this process wrote or read it, while the watch shows an older version.
@@ -172,6 +177,7 @@ impl Note {
 
     /// Takes notice of a Secret that came through the watch, without a `resourceVersion` when it was deleted.
     pub fn watched(&mut self, metadata: &ObjectMeta, resource_version: Option<&str>) {
+        self.notify_run();
         // A TokenCache may own others: one of a former name, and the state of its job.
         let concerns = |ahead: &Ahead| Some(ahead.name.as_str()) == metadata.name.as_deref();
         let behind = |ahead: &Ahead| match resource_version {
@@ -181,6 +187,13 @@ impl Note {
         };
         if self.ahead.as_deref().is_some_and(|ahead| concerns(ahead) && !behind(ahead)) {
             self.ahead = None;
+        }
+    }
+
+    /// Notifies the run that is in progress that a Secret may have changed.
+    fn notify_run(&self) {
+        if let Some(changed) = &self.changed {
+            changed.notify_one();
         }
     }
 
@@ -302,7 +315,7 @@ impl Notes {
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match notes.get_mut(key) {
             Some(note) if note.uid.is_some() => {
-                note.cancel = None;
+                (note.cancel, note.changed) = (None, None);
                 note.pause = pause.filter(|_| !note.called);
                 note.called = false;
             }
@@ -330,6 +343,7 @@ impl Notes {
             if note.ahead.as_deref().is_some_and(|ahead| !holds(&(namespace.clone(), ahead.name.clone()))) {
                 note.ahead = None;
             }
+            note.notify_run();
         }
     }
 

@@ -13,6 +13,7 @@ mod runs;
 mod secrets;
 mod tend;
 mod unread;
+mod untrue;
 mod watch;
 
 use std::time::Duration;

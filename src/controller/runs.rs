@@ -3,10 +3,16 @@
 use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::tend::{Context, at};
+use super::{
+    tend::{Context, at},
+    untrue::TOLERATED,
+};
 use crate::{
     api::TokenCache,
     fetch::{Progress, destination},
@@ -32,18 +38,20 @@ const PROMPT: Duration = Duration::from_secs(1);
 impl Context {
     /// Begins a run in a task of its own, whose end has the object looked at again.
     pub(super) fn begin(self: &Arc<Self>, key: &Key, cache: &TokenCache, seen: &Observed<'_>) {
-        let cancel = self.stop.cancel.child_token();
-        self.runner.notes.with(key, |note| note.cancel = Some(cancel.clone()));
+        let (cancel, changed) = (self.stop.cancel.child_token(), Arc::new(Notify::new()));
+        self.runner.notes.with(key, |note| {
+            (note.cancel, note.changed) = (Some(cancel.clone()), Some(changed.clone()));
+        });
         let fresh = condition(cache.status.as_ref(), READY).is_none();
         let now = self.runner.clock.now();
         let expiry = if seen.to_remove(now).is_some() { Some(PROMPT) } else { self.until_expiry(seen, now) };
-        let moments = [expiry, fresh.then_some(QUEUED)];
+        let moments = [expiry, self.untrue(key, seen), fresh.then_some(QUEUED)];
         let (context, key, destination) = (self.clone(), key.clone(), destination(&cache.spec));
         self.runs.spawn(async move {
             let run = context.run(&key, destination, fresh, &cancel);
             // While it waits for its place there is nothing else to tell.
             let none = Progress::default();
-            let run = context.reporting(&key, moments, &none, run);
+            let run = context.reporting(&key, &moments, &none, Some(&*changed), run);
             let ran = AssertUnwindSafe(Box::pin(run)).catch_unwind().await.unwrap_or_else(|_| {
                 tracing::error!(namespace = key.0, name = key.1, "a run ended unexpectedly");
                 Ok(Ran::Busy { retry_in: BUSY, holder: None })
@@ -81,31 +89,41 @@ impl Context {
         }
     }
 
-    /// Runs. At these moments from now, and when what the run waits for changes, status is brought in line meanwhile.
+    /// Runs. At these moments from now, and when what the run waits for or the Secret changes, status is brought in line
+    /// meanwhile.
     async fn reporting(
         &self,
         key: &Key,
-        moments: [Option<Duration>; 2],
+        moments: &[Option<Duration>],
         progress: &Progress,
+        changed: Option<&Notify>,
         running: impl Future<Output = Result<Ran, RunError>>,
     ) -> Result<Ran, RunError> {
-        let mut moments: Vec<Duration> = moments.into_iter().flatten().collect();
+        let mut moments: Vec<Duration> = moments.iter().flatten().copied().collect();
         moments.sort_unstable();
         let mut moments = moments.into_iter().peekable();
         let (started, mut changes, mut running) = (Instant::now(), progress.changes(), pin!(running));
         loop {
             let moment = moments.peek().map(|moment| started + *moment);
-            let changed = async {
+            let progressed = async {
                 // An error would say that nobody tells of changes any more.
                 if changes.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
                 sleep(LASTING).await;
             };
+            let touched = async {
+                match changed {
+                    Some(changed) => changed.notified().await,
+                    None => std::future::pending().await,
+                }
+                sleep(TOLERATED).await;
+            };
             tokio::select! {
                 ran = &mut running => return ran,
                 () = sleep_until(moment.unwrap_or(started)), if moment.is_some() => drop(moments.next()),
-                () = changed => {}
+                () = progressed => {}
+                () = touched => {}
             }
             let report = async {
                 // On the heap, so that who waits for a place takes little.
@@ -145,7 +163,7 @@ impl Context {
         let progress = Progress::default();
         self.runner.notes.with(key, |note| note.progress = Some(progress.clone()));
         let run = Box::pin(self.runner.run(cache, &watched, cancel));
-        let mut ran = self.reporting(key, [fresh.then_some(PATIENCE), None], &progress, run).await;
+        let mut ran = self.reporting(key, &[fresh.then_some(PATIENCE)], &progress, None, run).await;
         self.runner.notes.with_known(key, |note| note.progress = None);
         if let Ok(Ran::Busy { retry_in, holder }) = &mut ran {
             // Looked at in between, so that a renewal is seen when it comes and not a duration later; and at expiry.
@@ -171,7 +189,7 @@ impl Context {
     }
 
     /// Brings status in line with the time while a run goes on, and removes an expired Secret if it is to go.
-    async fn report_meanwhile(&self, key: &Key) -> Result<(), ApiError> {
+    pub(super) async fn report_meanwhile(&self, key: &Key) -> Result<(), ApiError> {
         let Some(cache) = &self.shown(key) else { return Ok(()) };
         let note = checked(&self.runner.notes, key, cache);
         let mut watched = self.watched(key, cache, &note);

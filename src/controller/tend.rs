@@ -187,6 +187,7 @@ impl Context {
             removal = self.remove_expired(key, cache, &note, &mut watched, now).await;
         }
         let seen = observed(cache, watched.metadata.as_deref(), &note);
+        let untrue = self.untrue(key, &seen);
         let plan = decide(&seen, now);
         if !matches!(plan, Plan::Fetch(_)) {
             self.runner.notes.with(key, |note| (note.due_since, note.in_vain) = (None, 0));
@@ -200,7 +201,11 @@ impl Context {
                 }
                 // Another replica is at it, or goes first; a restart waits for the value that it brings.
                 Some(wait) => {
-                    let sooner = [settle, recheck, removal, self.until_expiry(&seen, now)];
+                    let left = untrue.filter(|left| !left.is_zero());
+                    if untrue != left {
+                        self.report_meanwhile(key).await?;
+                    }
+                    let sooner = [settle, recheck, removal, left, self.until_expiry(&seen, now)];
                     return Ok(Look::Early(sooner.into_iter().flatten().fold(wait, Duration::min)));
                 }
             },

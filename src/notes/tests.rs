@@ -185,6 +185,23 @@ fn a_lease_that_was_found_held_is_left_alone_for_a_while_or_until_that_run_has_e
 }
 
 #[test]
+fn a_run_is_notified_when_the_secret_may_have_changed() {
+    let (notes, changed) = (Notes::default(), Arc::new(Notify::new()));
+    let is_notified = || futures::FutureExt::now_or_never(changed.notified()).is_some();
+    running(&notes);
+    notes.with(&key(), |note| note.changed = Some(changed.clone()));
+    assert!(!is_notified());
+    notes.with(&key(), |note| note.watched(&ObjectMeta::default(), None));
+    assert!(is_notified());
+    notes.listed(Some("another"), |_| true);
+    assert!(!is_notified());
+    notes.listed(None, |_| true);
+    assert!(is_notified());
+    notes.run_ended(&key(), None);
+    assert!(notes.with(&key(), |note| note.changed.is_none()));
+}
+
+#[test]
 fn nothing_is_kept_of_one_that_is_gone() {
     let notes = Notes::default();
     running(&notes);
