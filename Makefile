@@ -31,9 +31,10 @@ bench: ## Measure what the controller costs beside bare calls (ROWS="new refresh
 lint: ## Check format, clippy, rustdoc and the shell scripts
 	hack/lint.sh
 
-crd: ## Generate crds/tokencache.yaml anew
+crd: ## Generate crds/tokencache.yaml anew, and its copy in the chart
 	$(CARGO) run --locked --quiet -- crd > crds/tokencache.yaml.new
 	mv crds/tokencache.yaml.new crds/tokencache.yaml
+	cp crds/tokencache.yaml charts/tokencache/files/crd.yaml
 
 manifests: ## Generate config/ anew from the chart
 	hack/manifests.sh

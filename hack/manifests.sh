@@ -25,7 +25,7 @@ render() {
   shift
   for template in "$@"; do shown+=(--show-only "templates/$template.yaml"); done
   printf '# Generated from charts/tokencache by: make manifests\n%s\n' "$header"
-  "$TOOLS/helm" template tokencache "$HACK/../charts/tokencache" --namespace tokencache-system "${shown[@]}" 2>/dev/null |
+  "$TOOLS/helm" template tokencache "$HACK/../charts/tokencache" --namespace tokencache-system "${shown[@]}" |
     sed -e '/^# Source: /d' -e '/managed-by: "Helm"/d' -e '/helm\.sh\/chart: /d'
 }
 
