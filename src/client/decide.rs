@@ -38,8 +38,8 @@ pub(super) enum Wish {
     Refresh(Condition),
 }
 
-/// The value that a run has brought since it was requested here: it is valid for the whole of its lifetime from then on,
-/// whatever the clocks say.
+/// A value that a run has just fetched at the request of this process, and that has expired by the clock, which must
+/// therefore be wrong. It is valid for its lifetime, counted from the request on the monotonic clock.
 #[derive(Clone, Debug)]
 pub(super) struct Brought {
     stamp: Stamp,
@@ -47,9 +47,13 @@ pub(super) struct Brought {
 }
 
 impl Brought {
-    /// The value that was found after a run that was requested at `asked_at`, if it is one that was not there before.
-    pub(super) fn of(found: &Found, asked: &Asked, asked_at: Instant) -> Option<Self> {
+    /// The value that was found at `now` after a run that was requested at `asked_at`, if it was not there before and
+    /// has expired by the clock.
+    pub(super) fn of(found: &Found, asked: &Asked, asked_at: Instant, now: DateTime<Utc>) -> Option<Self> {
         let value = found.value().filter(|value| Some(value.stamp()) != asked.before.as_ref())?;
+        if value.remaining(now).is_some() {
+            return None;
+        }
         let until = asked_at.checked_add(value.lifetime()?.to_std().ok()?)?;
         Some(Self { stamp: value.stamp().clone(), until })
     }

@@ -161,12 +161,14 @@ fn what_a_run_has_brought_is_valid_for_its_lifetime_however_wrong_the_clock_is()
     let (old, new) = (found("12:00:00", "13:00:00"), found("12:30:00", "13:30:00"));
     let asked = Asked { uid: Some("u".into()), runs: 4, before: Some(stamp(&old)) };
     let (asked_at, hour) = (Instant::now(), std::time::Duration::from_secs(3600));
-    assert!(Brought::of(&old, &asked, asked_at).is_none(), "it was there before");
-    assert!(Brought::of(&Found::Absent, &asked, asked_at).is_none());
-    let brought = Brought::of(&new, &asked, asked_at).unwrap();
+    let ahead = at("23:00:00");
+    assert!(Brought::of(&old, &asked, asked_at, ahead).is_none(), "it was there before");
+    assert!(Brought::of(&Found::Absent, &asked, asked_at, ahead).is_none());
+    assert!(Brought::of(&new, &asked, asked_at, at("13:29:59")).is_none(), "the clock decides while it can");
+    let brought = Brought::of(&new, &asked, asked_at, ahead).unwrap();
     let status = json!({"runs": 5, "failures": 0});
     for (after, valid) in [(hour / 2, true), (hour - hour / 3600, true), (hour, false), (hour * 2, false)] {
-        let now = Now { time: at("23:00:00"), brought: Some((brought.clone(), asked_at + after)) };
+        let now = Now { time: ahead, brought: Some((brought.clone(), asked_at + after)) };
         let wish = Wish::valid();
         assert_eq!(wish.met(&new, &now).is_some(), valid, "after {after:?}");
         let outcome = format!("{:?}", conclude(&wish, &cache(json!({}), status.clone()), &asked, &new, false, &now));

@@ -84,7 +84,7 @@ impl Client {
             }
             *phase = READING;
             let found = self.read_shared(&shared, came, name).await?;
-            if let Some(brought) = Brought::of(&found, &asked, asked_at) {
+            if let Some(brought) = Brought::of(&found, &asked, asked_at, self.now()) {
                 self.remember(name, &found, brought);
             }
             match conclude(wish, &cache, &asked, &found, round < ROUNDS, &self.judging(name)) {
@@ -95,9 +95,9 @@ impl Client {
         }
     }
 
-    /// Remembers what a run has brought, and reports a clock that takes it for expired.
+    /// Remembers a value that is used although it has expired by the clock, and reports that clock.
     fn remember(&self, name: &str, found: &Found, brought: Brought) {
-        if let Some(value) = found.value().filter(|value| value.has_expired(&self.0.clock)) {
+        if let Some(value) = found.value() {
             let (fetched_at, expires_at) = (rfc3339(value.fetched_at()), value.expires_at());
             tracing::warn!(
                 name,
