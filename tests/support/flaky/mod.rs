@@ -90,8 +90,10 @@ impl FlakyApi {
         listener.set_nonblocking(true).expect("it does not block");
         let address = listener.local_addr().expect("an address");
         let service = Shared::new(Endpoint(state.clone()));
-        let server = axum_server::from_tcp(listener).expect("a server").serve(service);
-        in_background(async move { server.await.expect("it serves") });
+        let mut server = axum_server::from_tcp(listener).expect("a server");
+        // A test may remove the API server's date: hyper's own must not take its place.
+        server.http_builder().http1().auto_date_header(false);
+        in_background(async move { server.serve(service).await.expect("it serves") });
         let mut kubeconfig = NamedTempFile::new().expect("a file");
         write!(
             kubeconfig,
