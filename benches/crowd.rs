@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use serde_json::json;
-use support::{Launch, Scene, scenario, server::Behaviour, server::Options};
+use support::{Launch, Scene, run, server::Behaviour, server::Options};
 use tokencache::client::Client;
 
 const CALLERS: usize = 64;
@@ -58,7 +58,7 @@ fn main() {
         println!("skipped: TOKENCACHE_TEST_KUBECONFIG names no cluster; run it by hack/cluster.sh run --");
         return;
     }
-    scenario(async {
+    run(async {
         let scene = Scene::with(Launch { log: "warn,tokencache=info", ..Launch::default() }, Options::default()).await;
         for (what, clients, fails) in [
             ("64 callers in one process, success", 1, false),

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut table = Table::default();
-    support::scenario(async {
+    support::run(async {
         let world = World::new().await;
         for row in world.settings.rows.clone() {
             eprintln!("bench: {row}");

@@ -16,6 +16,8 @@ use tower::make::Shared;
 
 #[path = "endpoint.rs"]
 pub mod endpoint;
+#[path = "observer.rs"]
+pub mod observer;
 #[path = "refresh.rs"]
 mod refresh;
 #[path = "tls.rs"]
@@ -296,12 +298,6 @@ impl TokenServer {
     /// when they were sent again. Only the first time counts: whether a token is still refused may be checked.
     pub fn resent(&self, cache: &str) -> Vec<(Instant, Instant)> {
         self.state.with(cache, |path| path.refresh.resent().to_vec())
-    }
-
-    /// The same, of all caches.
-    pub fn all_resent(&self) -> BTreeMap<String, Vec<(Instant, Instant)>> {
-        let resent = |(cache, path): (&String, &Path)| (cache.clone(), path.refresh.resent().to_vec());
-        self.state.lock().iter().map(resent).filter(|(_, resent)| !resent.is_empty()).collect()
     }
 
     /// The tokens issued to anybody.

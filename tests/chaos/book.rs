@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::spans::Span;
+use crate::support::spans::Span;
 
 /// What a Secret holds.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,10 +5,10 @@ use std::fmt;
 use super::{
     book::{Book, Held, Page},
     excuse::{Excuses, is_of},
-    spans::Span,
     weather::{Scope, Weather},
     world::{LEASE, LIFETIME, RENEW_BEFORE, World},
 };
+use crate::support::spans::Span;
 
 /// The counts. What should be none is told one by one.
 #[derive(Default)]

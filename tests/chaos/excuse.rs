@@ -19,10 +19,10 @@
 use super::{
     book::Page,
     schedule::SLOTS,
-    spans::{Span, common},
     weather::{Scope, Weather},
     world::{RETRY, TIMEOUT},
 };
+use crate::support::spans::{Span, common};
 
 /// One run with its look at the Lease, on a busy machine.
 const RUN: f64 = 2.0;

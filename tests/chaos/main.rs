@@ -20,7 +20,6 @@ mod plane;
 mod population;
 mod schedule;
 mod soak;
-mod spans;
 mod story;
 mod weather;
 mod world;

@@ -10,7 +10,7 @@ use super::{population::name, story::setting};
 use crate::support::{
     Controller, Launch, Namespace, Scene,
     manifests::token_cache,
-    memory, scenario,
+    memory, run,
     server::{Behaviour, Options, TokenServer},
 };
 
@@ -40,7 +40,7 @@ struct Sample {
 #[test]
 #[ignore = "takes an hour: make soak"]
 fn a_controller_does_not_grow() {
-    scenario(async {
+    run(async {
         let length = Duration::from_secs(setting("TOKENCACHE_CHAOS_SECONDS", 3600));
         let caches: usize = setting("TOKENCACHE_CHAOS_CACHES", 50);
         let (ns, server) = Scene::stage(Options { lifetime: Duration::from_secs(5), ..Options::default() }).await;

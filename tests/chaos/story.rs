@@ -24,7 +24,7 @@ use super::{
     schedule::{Planned, faults, touches},
     world::{LEASE, World},
 };
-use crate::support::{CacheView as _, scenario};
+use crate::support::{CacheView as _, run};
 
 /// After this, all is well again.
 const PEACE: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ pub fn setting<T: FromStr<Err: Debug>>(name: &str, default: T) -> T {
 
 #[test]
 fn tokens_stay_fresh_whatever_happens() {
-    scenario(async {
+    run(async {
         let seed: u64 = setting("TOKENCACHE_CHAOS_SEED", rand::random());
         let seconds: f64 = setting("TOKENCACHE_CHAOS_SECONDS", 120.0);
         let caches: usize = setting("TOKENCACHE_CHAOS_CACHES", 40);

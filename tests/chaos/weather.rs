@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::spans::Span;
+use crate::support::spans::Span;
 
 /// Where something was wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -35,6 +35,7 @@ mod outage;
 mod prometheus;
 mod proxy;
 mod recipes;
+mod recorder;
 mod recreated;
 mod references;
 mod refusals;

@@ -18,7 +18,11 @@ use tokio::{
     sync::watch,
 };
 
-use super::{DEADLINE, Metrics, Namespace, poll, within};
+use super::{
+    DEADLINE, Metrics, Namespace,
+    invariants::{AtWork, Recorder},
+    poll, within,
+};
 
 /// The binary: the optimised one of `hack/test-binary.sh` if there is one, else the one that Cargo built beside the test.
 pub fn binary() -> &'static Path {
@@ -100,6 +104,9 @@ pub struct Controller {
     log: Log,
     admin: String,
     http: reqwest::Client,
+    recorder: Option<Arc<Recorder>>,
+    /// While it is ready and does not stand still.
+    at_work: Mutex<Option<AtWork>>,
 }
 
 /// How a controller is started.
@@ -164,7 +171,8 @@ impl Controller {
         });
         let admin = admin.await;
         let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
-        Self { identity, child, log, admin, http }
+        let (recorder, at_work) = (namespace.recorder(), Mutex::default());
+        Self { identity, child, log, admin, http, recorder, at_work }
     }
 
     /// Waits until it says that it is ready.
@@ -174,6 +182,7 @@ impl Controller {
             let answer = self.ask("/readyz").await;
             panic!("not ready within {DEADLINE:?}, but {answer:?}:\n{}", self.log());
         }
+        self.set_at_work(true);
     }
 
     /// Address of its admin server.
@@ -204,6 +213,11 @@ impl Controller {
         self.log.text()
     }
 
+    fn set_at_work(&self, at_work: bool) {
+        let recorder = self.recorder.as_ref().filter(|_| at_work);
+        *self.at_work.lock().unwrap_or_else(PoisonError::into_inner) = recorder.map(|recorder| recorder.at_work());
+    }
+
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a process id");
         kill_process(pid, signal).expect("the signal is sent");
@@ -211,22 +225,26 @@ impl Controller {
 
     /// SIGKILL: it has no chance to tidy up.
     pub async fn kill(mut self) {
+        self.set_at_work(false);
         self.child.kill().await.expect("it is killed");
     }
 
     /// SIGSTOP: it stands still and knows nothing of it.
     pub fn stop(&self) {
+        self.set_at_work(false);
         self.signal(Signal::STOP);
     }
 
     /// SIGCONT.
     pub fn cont(&self) {
         self.signal(Signal::CONT);
+        self.set_at_work(true);
     }
 
     /// SIGTERM: its exit status, and how long it took.
     pub async fn terminate(mut self) -> (ExitStatus, Duration) {
         let start = std::time::Instant::now();
+        self.set_at_work(false);
         self.signal(Signal::TERM);
         let status = within("the controller ends on SIGTERM", self.child.wait()).await;
         (status.expect("an exit status"), start.elapsed())

@@ -8,6 +8,7 @@ mod flaky;
 pub mod github;
 mod history;
 pub mod image;
+pub mod invariants;
 mod leaks;
 pub mod manifests;
 pub mod memory;
@@ -18,9 +19,15 @@ mod oidc;
 pub mod rights;
 mod scene;
 mod seen;
+pub mod spans;
 
-use std::{future::Future, sync::LazyLock, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
 
+use self::invariants::Recorder;
 pub use agent::Agent;
 pub use cluster::Cluster;
 pub use controller::{
@@ -30,6 +37,7 @@ pub use controller::{
 pub use door::Door;
 pub use flaky::{Action, FlakyApi, Trouble, When};
 pub use history::History;
+pub use invariants::Invariant;
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;
 pub use namespace::{Namespace, version};
@@ -52,8 +60,30 @@ static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     runtime.worker_threads(4).thread_stack_size(64 << 20).enable_all().build().expect("a runtime")
 });
 
-/// Runs a scenario to its end.
+tokio::task_local! {
+    /// What records the namespaces of this scenario.
+    static RECORDERS: Mutex<Vec<Arc<Recorder>>>;
+}
+
+/// Runs a scenario to its end, and fails if one of the [invariants] did not hold in one of its namespaces.
 pub fn scenario(story: impl Future<Output = ()>) {
+    recorded(async {
+        story.await;
+        let recorders = RECORDERS.with(|recorders| recorders.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        recorders.iter().for_each(|recorder| {
+            recorder.finish();
+            recorder.judge();
+        });
+    });
+}
+
+/// Runs something to its end, and records its namespaces.
+pub fn recorded(story: impl Future<Output = ()>) {
+    run(RECORDERS.scope(Mutex::default(), story));
+}
+
+/// Runs something to its end, of which nothing is recorded.
+pub fn run(story: impl Future<Output = ()>) {
     RUNTIME.block_on(Box::pin(story));
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fmt::{Debug, Write as _},
     pin::pin,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures::{Stream, StreamExt as _};
@@ -31,9 +31,11 @@ use tokencache::api::{
 use tokio::sync::OnceCell;
 
 use super::{
-    Cluster, DEADLINE,
+    Cluster, DEADLINE, RECORDERS,
     controller::Log,
-    in_background, poll,
+    in_background,
+    invariants::{Exemption, Invariant, Recorder},
+    poll,
     rights::{Account, chart_rules},
     seen::{CacheView as _, holder},
     within,
@@ -57,6 +59,7 @@ pub struct Namespace {
     client: Client,
     logs: Mutex<Vec<(String, Log)>>,
     account: OnceCell<Account>,
+    recorder: Option<Arc<Recorder>>,
 }
 
 /// The `resourceVersion`: two that are equal say that nobody wrote in between.
@@ -69,8 +72,14 @@ impl Namespace {
     pub async fn new() -> Self {
         let client = Cluster::get().await.client.clone();
         let name = format!("tc-{:016x}", rand::random::<u64>());
-        let namespace = Self { name, client, logs: Mutex::default(), account: OnceCell::new() };
+        let mut namespace = Self { name, client, logs: Mutex::default(), account: OnceCell::new(), recorder: None };
         namespace.create_namespace().await;
+        let recorder = RECORDERS.try_with(|recorders| {
+            let recorder = Arc::new(Recorder::start(&namespace.client, &namespace.name));
+            recorders.lock().unwrap_or_else(PoisonError::into_inner).push(recorder.clone());
+            recorder
+        });
+        namespace.recorder = recorder.ok();
         namespace
     }
 
@@ -87,6 +96,27 @@ impl Namespace {
         let gone = || async { namespaces.get_opt(&self.name).await.expect("an answer").is_none().then_some(()) };
         within("the namespace is gone", poll(gone)).await;
         self.create_namespace().await;
+    }
+
+    /// What records it, in a scenario.
+    pub fn recorder(&self) -> Option<Arc<Recorder>> {
+        self.recorder.clone()
+    }
+
+    /// The test is about to break an invariant deliberately. It need not hold for this TokenCache until what this gives
+    /// is dropped. `reason` says what the test does that no controller can do anything about.
+    #[must_use = "it ends when it is dropped"]
+    pub fn exempt(&self, invariant: Invariant, cache: &str, reason: &str) -> Option<Exemption> {
+        println!("{cache} is exempt from {invariant:?}: {reason}");
+        self.recorder.as_ref().map(|recorder| recorder.exempt(invariant, cache))
+    }
+
+    /// The same for several TokenCaches.
+    #[must_use = "they end when they are dropped"]
+    pub fn exempt_each(&self, invariant: Invariant, caches: &[String], reason: &str) -> Vec<Exemption> {
+        println!("{} TokenCaches are exempt from {invariant:?}: {reason}", caches.len());
+        let recorder = self.recorder.iter();
+        recorder.flat_map(|recorder| caches.iter().map(|cache| recorder.exempt(invariant, cache))).collect()
     }
 
     /// Its objects of one type.
@@ -306,6 +336,7 @@ fn show(text: &mut String, what: &str, mut object: Value) {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        self.recorder.iter().for_each(|recorder| recorder.finish());
         let (namespaces, name) = (Api::<KubeNamespace>::all(self.client.clone()), self.name.clone());
         in_background(async move {
             // A cluster that is about to be taken down need not be clean.

@@ -48,6 +48,7 @@ impl Scene {
     pub async fn stage(options: Options) -> (Namespace, TokenServer) {
         let server = TokenServer::start(options).expect("a token server");
         let ns = Namespace::new().await;
+        ns.recorder().iter().for_each(|recorder| recorder.counts_requests(server.observer()));
         ns.create::<Secret>(source_secret(CREDENTIALS, &server.options().client_secret, true)).await;
         (ns, server)
     }

@@ -57,6 +57,20 @@ pub fn common(lists: &[Vec<Span>]) -> Vec<Span> {
     })
 }
 
+/// The stretches that are in any of these, in order and apart.
+pub fn union(spans: &[Span]) -> Vec<Span> {
+    let mut spans: Vec<Span> = spans.iter().copied().filter(|span| span.length() > 0.0).collect();
+    spans.sort_by(|a, b| a.from.total_cmp(&b.from));
+    let mut union: Vec<Span> = Vec::new();
+    for span in spans {
+        match union.last_mut() {
+            Some(last) if span.from <= last.to => last.to = last.to.max(span.to),
+            _ => union.push(span),
+        }
+    }
+    union
+}
+
 #[test]
 fn what_is_left_of_a_span_is_what_no_other_covers() {
     let span = Span::new(0.0, 10.0);
@@ -70,4 +84,10 @@ fn the_common_stretches_are_in_all_lists() {
     let lists = [vec![Span::new(0.0, 5.0), Span::new(7.0, 9.0)], vec![Span::new(4.0, 8.0)]];
     assert_eq!(common(&lists), [Span::new(4.0, 5.0), Span::new(7.0, 8.0)]);
     assert_eq!(common(&[lists[0].clone(), Vec::new()]), []);
+}
+
+#[test]
+fn the_union_has_each_moment_once() {
+    let spans = [Span::new(4.0, 6.0), Span::new(0.0, 2.0), Span::new(1.0, 3.0), Span::new(9.0, 8.0)];
+    assert_eq!(union(&spans), [Span::new(0.0, 3.0), Span::new(4.0, 6.0)]);
 }
