@@ -57,11 +57,27 @@ impl Context {
                 Ok(Ran::Busy { retry_in: BUSY, holder: None })
             });
             context.recovery.learn(&ran, &context.runner.notes, Instant::now());
-            let wake = context.settled(&key, ran.map(|ran| context.after(&key, ran)));
+            let failed = ran.is_err();
+            let mut wake = context.settled(&key, ran.map(|ran| context.after(&key, ran)));
+            if failed {
+                // During the pause that follows, nothing is reported until the value expires.
+                if let Err(error) = Box::pin(context.report_meanwhile(&key)).await {
+                    tracing::debug!(namespace = key.0, name = key.1, %error, "not reported after a run that failed");
+                }
+                wake = [wake, context.next_expiry(&key)].into_iter().flatten().min();
+            }
             context.runner.notes.run_ended(&key, wake);
             // Nobody listens any more only when the controller ends.
             let _ = context.ended.unbounded_send(at(&key));
         });
+    }
+
+    /// How long the value that this process knows of is still valid.
+    fn next_expiry(&self, key: &Key) -> Option<Duration> {
+        let cache = self.shown(key)?;
+        let note = checked(&self.runner.notes, key, &cache);
+        let watched = self.watched(key, &cache, &note);
+        self.until_expiry(&observed(&cache, watched.metadata.as_deref(), &note), self.runner.clock.now())
     }
 
     /// When to look again after a run, if nothing happens before.
@@ -103,8 +119,10 @@ impl Context {
         moments.sort_unstable();
         let mut moments = moments.into_iter().peekable();
         let (started, mut changes, mut running) = (Instant::now(), progress.changes(), pin!(running));
+        // That of a value which came to be known meanwhile: a run may have written it and still be releasing its Lease.
+        let mut expiry = None;
         loop {
-            let moment = moments.peek().map(|moment| started + *moment);
+            let moment = [moments.peek().map(|moment| started + *moment), expiry].into_iter().flatten().min();
             let progressed = async {
                 // An error would say that nobody tells of changes any more.
                 if changes.changed().await.is_err() {
@@ -121,9 +139,13 @@ impl Context {
             };
             tokio::select! {
                 ran = &mut running => return ran,
-                () = sleep_until(moment.unwrap_or(started)), if moment.is_some() => drop(moments.next()),
+                () = sleep_until(moment.unwrap_or(started)), if moment.is_some() => {
+                    let now = Instant::now();
+                    while moments.next_if(|moment| started + *moment <= now).is_some() {}
+                    expiry = expiry.filter(|expiry| *expiry > now);
+                }
                 () = progressed => {}
-                () = touched => {}
+                () = touched => expiry = self.next_expiry(key).map(|left| Instant::now() + left),
             }
             let report = async {
                 // On the heap, so that who waits for a place takes little.

@@ -46,13 +46,15 @@ fn requests_secrets_and_the_time_at_work_are_recorded() {
         let scene = Scene::new().await;
         let recorder = scene.ns.recorder().expect("a scenario is recorded");
         scene.ready_cache("a", json!({})).await;
+        // A controller counts as at work from some time after its start.
+        pass(Duration::from_secs(4)).await;
         scene.server.set("a", Behaviour::Hang);
         scene.ns.request("a", "1").await;
         within("it is asked for", scene.server.await_requests("a", 2)).await;
         scene.controller.terminate().await;
+        assert_eq!(recorder.timeline().requests["a"].len(), 2);
         let second = Controller::start(&scene.ns, &[]).await;
         let timeline = recorder.timeline();
-        assert_eq!(timeline.requests["a"].len(), 2);
         assert_eq!((timeline.controllers.len(), timeline.turnover.len()), (2, 4));
         assert!(timeline.controllers[0].to < timeline.controllers[1].from, "{:?}", timeline.controllers);
         assert!(
