@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::{
-    api::{LastFailure, RefreshPolicy, RetentionPolicy, TokenCacheStatus},
+    api::{LastFailure, RefreshPolicy, RetentionPolicy, TokenCacheStatus, next_run},
     fetch::Failure,
     plan::{Observed, Why, jitter, keeps, refresh_at},
     reason::Reason,
@@ -138,13 +138,6 @@ fn before(observed: &Observed<'_>) -> TokenCacheStatus {
         status.secret_name = Some(observed.secret_name.to_owned());
     }
     status
-}
-
-/// The number of runs after one more. It always changes, and that is what those who wait for a run look for: anyone who
-/// may patch the status can write the largest number that there is.
-#[must_use]
-pub fn next_run(runs: i64) -> i64 {
-    runs.checked_add(1).unwrap_or(1)
 }
 
 /// The status during a run, with what that waits for: nothing to tell where it is empty, and not known to this replica

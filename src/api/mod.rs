@@ -19,6 +19,6 @@ pub use spec::{
     Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, RolloutRestart, RolloutRestartTarget, Source,
     Target, TokenCache, TokenCacheSpec, WorkloadKind,
 };
-pub use status::{LastFailure, TokenCacheStatus};
+pub use status::{LastFailure, TokenCacheStatus, next_run};
 #[cfg(feature = "controller")]
 pub use validate::{Invalid, crd, validate};

@@ -96,3 +96,10 @@ pub struct LastFailure {
     /// What was wrong and where.
     pub message: String,
 }
+
+/// The number of runs after one more. It always changes, since clients that wait for a run compare it: anyone who can
+/// patch the status can write the largest number.
+#[must_use]
+pub fn next_run(runs: i64) -> i64 {
+    runs.checked_add(1).unwrap_or(1)
+}

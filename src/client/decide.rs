@@ -10,7 +10,7 @@ use super::{
     cache::Cache,
     value::{Found, Stamp, Value},
 };
-use crate::{status::next_run, time::later};
+use crate::{api::next_run, time::later};
 
 /// When a refresh is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]

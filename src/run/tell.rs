@@ -8,14 +8,14 @@ use tracing::{Instrument as _, Span, field, info_span};
 
 use super::{RunError, Runner};
 use crate::{
-    api::{Source, TokenCache},
+    api::{Source, TokenCache, next_run},
     fetch::Failure,
     notes::Key,
     observe::{ApiError, checked, note_failed, note_reported, observed},
     plan::{Observed, Why, retry_at},
     reason::Reason,
     secret::{Integrity, Lifetime, SecretState, Stored, fetch_hash},
-    status::{Ended, after_run, at_rest, next_run, while_waiting},
+    status::{Ended, after_run, at_rest, while_waiting},
 };
 
 impl Runner {
