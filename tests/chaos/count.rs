@@ -42,6 +42,8 @@ pub struct Counts {
     pub not_ready: Vec<String>,
     /// Leases that were held too long, that are held though nobody is there, or that belong to nobody.
     pub leases: Vec<String>,
+    /// What is wrong with the objects of further kinds (see `kinds.rs`).
+    pub kinds: Vec<String>,
 }
 
 impl Counts {
@@ -156,6 +158,7 @@ impl fmt::Display for Counts {
         row("longest hold of a Lease by who was dead, frozen or cut off, in s", format!("{:.1}", self.longest_held()))?;
         row("objects not Ready 30 s after peace", self.not_ready.len().to_string())?;
         row("Leases left behind", self.leases.len().to_string())?;
+        row("faults of objects of further kinds", self.kinds.len().to_string())?;
         let said = |(name, span): &(String, Span)| format!("{name} from {:.1} to {:.1} s", span.from, span.to);
         let expired: Vec<String> = self.expired.iter().map(said).collect();
         let longest: Vec<String> = self.longest_held.iter().map(said).collect();
@@ -167,6 +170,7 @@ impl fmt::Display for Counts {
             ("longest hold", &longest),
             ("not Ready", &self.not_ready),
             ("Lease", &self.leases),
+            ("further kinds", &self.kinds),
         ] {
             for item in list.iter().take(15) {
                 writeln!(f, "    {what}: {item}")?;

@@ -10,7 +10,7 @@ use super::{
     world::{LIFETIME, World},
 };
 use crate::support::{
-    Trouble,
+    Trouble, When,
     server::{Behaviour, Expiry},
 };
 
@@ -32,6 +32,13 @@ pub async fn happen(world: &Arc<World>, fault: Fault, caches: usize) {
             spells.into_iter().for_each(super::weather::Spell::end);
         }
         Fault::DropWatches { slot } => world.ways[slot].drop_watches(),
+        Fault::SilentWatches { slot, length } => {
+            // Those that begin meanwhile are not silent.
+            let watches = When::any().watches();
+            world.ways[slot].freeze(&watches);
+            tokio::time::sleep(length).await;
+            world.ways[slot].thaw(&watches);
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod count;
 mod excuse;
 mod eyes;
 mod faults;
+mod kinds;
 mod plane;
 mod population;
 mod schedule;

@@ -59,7 +59,7 @@ async fn insist<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) ->
 }
 
 /// Changes an object, if it and the API server are there just now.
-async fn patch<K>(objects: &Api<K>, name: &str, change: Value)
+pub async fn patch<K>(objects: &Api<K>, name: &str, change: Value)
 where
     K: Clone + DeserializeOwned + Debug,
 {

@@ -33,6 +33,8 @@ pub enum Fault {
     Storm { slots: Vec<usize>, storm: Storm, length: Duration },
     /// All watches of a controller break.
     DropWatches { slot: usize },
+    /// Nothing arrives on the watches of a controller any more, for a while.
+    SilentWatches { slot: usize, length: Duration },
 }
 
 /// How the token server misbehaves.
@@ -118,7 +120,7 @@ pub fn faults(seed: u64, seconds: f64, lease: Duration) -> Vec<Planned<Fault>> {
 const SHORTEST: f64 = 3.0;
 
 /// The kinds that [`fault`] knows.
-const KINDS: usize = 20;
+const KINDS: usize = 21;
 const PROCESSES: [&str; SLOTS] = ["process 0", "process 1", "process 2"];
 const WAYS: &str = "ways";
 
@@ -163,7 +165,11 @@ fn fault(kind: usize, random: &mut StdRng, lease: Duration) -> (Fault, &'static 
         16 => storm(all, status(code), seconds(3.0, 8.0)),
         17 => storm(all, Storm::Cuts, seconds(3.0, 8.0)),
         18 => storm(one, Storm::Late(seconds(0.5, 2.0)), seconds(3.0, 8.0)),
-        _ => (Fault::DropWatches { slot }, WAYS, 0.0),
+        19 => (Fault::DropWatches { slot }, WAYS, 0.0),
+        _ => {
+            let length = seconds(3.0, 10.0);
+            (Fault::SilentWatches { slot, length }, WAYS, length.as_secs_f64())
+        }
     }
 }
 
@@ -214,6 +220,7 @@ fn a_seed_gives_the_same_faults_again_and_every_kind_comes() {
         "FreezePlane",
         "Storm",
         "DropWatches",
+        "SilentWatches",
     ] {
         assert!(text(7).contains(kind), "{kind} in {}", text(7));
     }

@@ -20,6 +20,7 @@ use super::{
     count::Counts,
     eyes::Eyes,
     faults::{happen, well},
+    kinds::{self, Kinds},
     population::{create, name, touch},
     schedule::{Planned, faults, touches},
     world::{LEASE, World},
@@ -55,9 +56,11 @@ fn tokens_stay_fresh_whatever_happens() {
         Box::pin(world.ns.await_all_ready(&(0..caches).map(name).collect::<Vec<_>>())).await;
         println!("{:7.1} s: {caches} TokenCaches are Ready", world.weather.now());
 
+        let others = Kinds::begin(&world).await;
         // The time to be at peace is part of the run.
         wreak(&world, seed, seconds - PEACE.as_secs_f64(), caches).await;
         println!("{:7.1} s: peace", world.weather.now());
+        others.end().await;
         sleep(PEACE).await;
         let not_ready = still_not_ready(&world, &eyes, caches).await;
         let end = world.weather.now();
@@ -65,6 +68,7 @@ fn tokens_stay_fresh_whatever_happens() {
         book.retain(|name, _| name.starts_with('t'));
         let mut counts = Counts::of(&world, &book, end);
         counts.not_ready = not_ready;
+        counts.kinds = kinds::judge(&world).await;
         counts.leases = held_too_long(&book, end);
         world.end().await;
         counts.leases.extend(left_behind(&world).await);
@@ -109,7 +113,8 @@ async fn not_ready(world: &World, caches: usize) -> Vec<String> {
     let found: Vec<TokenCache> = world.ns.list().await;
     let there: BTreeSet<String> = found.iter().map(|cache| cache.name_any()).collect();
     let gone = (0..caches).map(name).filter(|name| !there.contains(name)).map(|name| format!("{name} is not there"));
-    let not = found.iter().filter(|cache| !cache.ready().0);
+    // Those of further kinds are judged by themselves.
+    let not = found.iter().filter(|cache| cache.name_any().starts_with('t') && !cache.ready().0);
     not.map(|cache| format!("{} says {}: {}", cache.name_any(), cache.ready().1, cache.message())).chain(gone).collect()
 }
 
@@ -184,6 +189,7 @@ fn judge(counts: &Counts, world: &World, seed: u64) {
     want(counts.early.len() * 100 <= counts.issued, "few runs before their time");
     want(counts.not_ready.is_empty(), "all Ready 30 s after peace");
     want(counts.leases.is_empty(), "no Lease left behind");
+    want(counts.kinds.is_empty(), "the objects of further kinds as they should be");
     // One duration after somebody first looked, who looks at the latest when the value is due.
     want(counts.longest_held() < 40.0, "no dead holder keeps a Lease for long");
     if !wrong.is_empty() {

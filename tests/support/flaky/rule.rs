@@ -46,9 +46,14 @@ impl When {
         Self { watch: Some(false), ..Self::request(Method::GET, &format!("/{resource}")) }
     }
 
+    /// Only watches.
+    pub fn watches(self) -> Self {
+        Self { watch: Some(true), ..self }
+    }
+
     /// Watches of a resource, for example `secrets`.
     pub fn watch(resource: &str) -> Self {
-        Self { watch: Some(true), ..Self::request(Method::GET, &format!("/{resource}")) }
+        Self::request(Method::GET, &format!("/{resource}")).watches()
     }
 
     /// Only those with this method.
