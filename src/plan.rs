@@ -261,6 +261,9 @@ impl Observed<'_> {
         if self.invalid.is_some() || matches!(reason, Reason::SecretNotOwned | Reason::LeaseNotOwned) {
             return None;
         }
+        if !reason.is_repeated() {
+            return None;
+        }
         // A lazy one whose request was answered by the refusal waits for the next request.
         if self.cache.spec.refresh.policy == RefreshPolicy::Lazy && self.due(now).is_none() {
             return None;

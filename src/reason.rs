@@ -123,6 +123,15 @@ impl Reason {
         Self::ReauthenticationRequired,
     ];
 
+    /// Whether the same fetch is repeated after a time, although nothing was changed and nobody requested it.
+    ///
+    /// A refresh token that the server has refused is not sent again: a server that detects reuse may revoke every token
+    /// of that sign-in (RFC 9700, section 4.14.2).
+    #[must_use]
+    pub fn is_repeated(self) -> bool {
+        self != Self::ReauthenticationRequired
+    }
+
     /// Whether trying again soon is in vain, since somebody probably has to edit something first.
     #[must_use]
     pub fn is_refusal(self) -> bool {

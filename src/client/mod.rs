@@ -122,9 +122,9 @@ impl Client {
     }
 
     /// As [`connect`](Self::connect), by a client of your own. Whether a value has expired is decided by this machine's
-    /// clock; only what a run has just brought is believed to be valid. Each call has a time limit, and the watch of a
-    /// [`Handle`] is restarted after 5 minutes without news; a shorter limit is that of the client, such as
-    /// `kube::Config::read_timeout`.
+    /// clock; one that was fetched at the request of this process, and that this clock takes for expired, is used for its
+    /// lifetime all the same. Each call has a time limit, and the watch of a [`Handle`] is restarted after 5 minutes
+    /// without news; a shorter limit is that of the client, such as `kube::Config::read_timeout`.
     #[must_use]
     pub fn new(kube: kube::Client, namespace: impl Into<String>) -> Self {
         Self::make(kube, namespace.into(), TIMEOUT, Clock::system())

@@ -175,20 +175,21 @@ impl Context {
         let settle = self.verify(key, cache, &watched, &mut note).await?;
         let recheck = self.recheck(key, cache, watched.metadata.as_deref(), &mut note).await?;
         let now = self.runner.clock.now();
-        let fetches = |watched: &Watched| {
-            matches!(decide(&observed(cache, watched.metadata.as_deref(), &note), now), Plan::Fetch(_))
-        };
+        let mut plan = decide(&observed(cache, watched.metadata.as_deref(), &note), now);
         let mut removal = None;
         // What the watch has not brought yet must not be reported as if it were gone or changed.
-        if settle.is_none() && !fetches(&watched) {
+        if settle.is_none() && !matches!(plan, Plan::Fetch(_)) {
+            let before = version(watched.metadata.as_deref()).map(str::to_owned);
             if self.confirm(key, cache, &note, &mut watched, |seen| at_rest(seen, now)).await? {
                 return Ok(Look::Early(Duration::ZERO));
             }
             removal = self.remove_expired(key, cache, &note, &mut watched, now).await;
+            if version(watched.metadata.as_deref()) != before.as_deref() {
+                plan = decide(&observed(cache, watched.metadata.as_deref(), &note), now);
+            }
         }
         let seen = observed(cache, watched.metadata.as_deref(), &note);
         let untrue = self.untrue(key, &seen);
-        let plan = decide(&seen, now);
         if !matches!(plan, Plan::Fetch(_)) {
             self.runner.notes.with(key, |note| (note.due_since, note.in_vain) = (None, 0));
         }

@@ -289,8 +289,7 @@ fn a_refusal_is_checked_again_unless_the_spec_alone_causes_it() {
     let next = json!({"nextRetryAt": "2026-03-01T12:03:00Z"});
     let never = json!({"nextRetryAt": "2099-01-01T00:00:00Z"});
     let lazy = json!({"refresh": {"policy": "Lazy"}});
-    for reason in ["SourceNotFound", "SourceNotAllowed", "AddressNotAllowed", "InvalidSpec", "ReauthenticationRequired"]
-    {
+    for reason in ["SourceNotFound", "SourceNotAllowed", "AddressNotAllowed", "InvalidSpec"] {
         for (spec, after, wait) in [
             (json!({}), next.clone(), Some(180.0)),
             // As an earlier version of this program left it.
@@ -320,6 +319,20 @@ fn a_refusal_is_checked_again_unless_the_spec_alone_causes_it() {
     }
     let owned = refused(json!({}), "LeaseNotOwned", json!({}));
     assert!(matches!(decide(&observed(&owned, None), at(9e9)), Plan::Refuse(Reason::LeaseNotOwned, _, None)));
+}
+
+#[test]
+fn a_refused_refresh_token_is_sent_again_only_after_a_change_or_a_request() {
+    let reason = Reason::ReauthenticationRequired;
+    let failure = json!({"reason": reason.as_str(), "message": "m", "time": "2026-03-01T12:00:00Z"});
+    for next in [json!(null), json!("2026-03-01T12:03:00Z")] {
+        let mut cache = cache(json!({}), failing(json!({"lastFailure": failure, "nextRetryAt": next})));
+        let seen = observed(&cache, None);
+        assert_eq!(decide(&seen, at(9e9)), Plan::Refuse(reason, "m".into(), None));
+        assert_eq!(decide(&Observed { unblocked: true, ..seen }, at(1.0)), Plan::Fetch(Why::Unblocked));
+        cache.status.as_mut().expect("one").refresh_requested = Some("now".to_owned());
+        assert_eq!(decide(&observed(&cache, None), at(1.0)), Plan::Fetch(Why::Requested));
+    }
 }
 
 #[test]

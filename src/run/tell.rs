@@ -55,7 +55,7 @@ impl Runner {
                 let (retry, refused) = (&seen.cache.spec.retry, failure.reason.is_refusal());
                 let at = retry_at(retry, failures, refused, failure.retry_after, rand::random(), now);
                 note_failed(&self.notes, key, at);
-                next_retry_at = Some(at);
+                next_retry_at = failure.reason.is_repeated().then_some(at);
             }
         }
         if let Some(cause) = seen.cause(why) {
