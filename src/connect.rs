@@ -170,9 +170,38 @@ fn causes(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum_server::tls_rustls::RustlsConfig;
     use kube::core::Status;
+    use serde_json::json;
 
     use super::*;
+
+    #[tokio::test]
+    async fn an_api_server_whose_url_has_an_ipv6_address_is_reached_and_its_certificate_is_verified() {
+        let key = rcgen::generate_simple_self_signed(["::1".to_owned()]).expect("a certificate");
+        let certificate = key.cert.der().to_vec();
+        let listener = std::net::TcpListener::bind("[::1]:0").expect("a port");
+        listener.set_nonblocking(true).expect("a socket of tokio");
+        let address = listener.local_addr().expect("an address");
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let tls = RustlsConfig::from_der(vec![certificate.clone()], key.signing_key.serialize_der()).await;
+        let version = json!({
+            "major": "1", "minor": "36", "gitVersion": "v1.36.2", "gitCommit": "", "gitTreeState": "", "buildDate": "",
+            "goVersion": "", "compiler": "", "platform": "",
+        })
+        .to_string();
+        let app = axum::Router::new().fallback(move || std::future::ready(version));
+        let serving = axum_server::from_tcp_rustls(listener, tls.expect("settings")).expect("a server");
+        tokio::spawn(serving.serve(app.into_make_service()));
+        let ask = async |trusted: Option<Vec<u8>>| {
+            let mut config = Config::new(format!("https://{address}").parse().expect("a URL"));
+            (config.root_cert, config.default_retry) = (trusted.map(|certificate| vec![certificate]), false);
+            connect(config).expect("a client").apiserver_version().await
+        };
+        assert_eq!(ask(Some(certificate)).await.expect("an answer").minor, "36");
+        let error = words(&ask(None).await.expect_err("nobody vouches for it"));
+        assert!(error.contains("certificate"), "{error}");
+    }
 
     #[tokio::test]
     async fn of_a_connection_that_is_refused_the_last_cause_is_told() {
