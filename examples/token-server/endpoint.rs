@@ -107,8 +107,9 @@ struct Asked {
 }
 
 async fn token(state: &Arc<State>, cache: &str, head: &Parts, body: Body) -> Answer {
-    let (inside, mut behaviour) = Inside::enter(state, cache);
+    // A request counts once it is here as a whole.
     let mut form = form(&to_bytes(body, 1 << 20).await?);
+    let (inside, mut behaviour) = Inside::enter(state, cache);
     let authorised = is_authorised(state, &head.headers, &mut form);
     let refreshes = form.get("grant_type").map(String::as_str) == Some("refresh_token");
     let refresh = state.with(cache, |path| {
@@ -134,8 +135,8 @@ async fn token(state: &Arc<State>, cache: &str, head: &Parts, body: Body) -> Ans
 
 /// A login as APIs have it that follow no standard: user and password in JSON, and a token somewhere in the answer.
 async fn login(state: &Arc<State>, cache: &str, body: Body) -> Answer {
-    let (_inside, behaviour) = Inside::enter(state, cache);
     let given: Value = serde_json::from_slice(&to_bytes(body, 1 << 20).await?).unwrap_or_default();
+    let (_inside, behaviour) = Inside::enter(state, cache);
     if let Behaviour::Status(status, headers, body) = behaviour {
         return told(status, headers, body);
     }
