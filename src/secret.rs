@@ -13,7 +13,7 @@ use crate::{
         ExpiresAt, RetentionPolicy, TokenCache, TokenCacheSpec,
         names::{
             ANNOTATION_CHANGED_AT, ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCH_HASH,
-            ANNOTATION_FETCHED_AT, FIELD_MANAGER, LABEL_MANAGED, RESERVED_PREFIX, is_state_name,
+            ANNOTATION_FETCHED_AT, FIELD_MANAGER, LABEL_MANAGED, LABEL_STATE, RESERVED_PREFIX, is_state_name,
         },
     },
     lock::Owner,
@@ -172,7 +172,7 @@ pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<
 }
 
 /// Whether a Secret holds a value that was fetched for the TokenCache with this metadata, whatever the Secret's name is. The
-/// state of its job is none.
+/// Secret for states is none.
 #[must_use]
 pub fn holds_value(cache: &ObjectMeta, secret: &ObjectMeta) -> bool {
     let owner = secret.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
@@ -182,6 +182,7 @@ pub fn holds_value(cache: &ObjectMeta, secret: &ObjectMeta) -> bool {
         && annotated(ANNOTATION_FETCH_HASH)
         && annotated(ANNOTATION_EXPIRES_AT)
         && !secret.name.as_deref().is_some_and(is_state_name)
+        && !secret.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_STATE))
 }
 
 /// When tokencache last wrote to the Secret, by the API server's clock. Only a live read has it.

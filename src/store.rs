@@ -5,9 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, PostParams, Preconditions},
 };
-use serde_json::json;
 
 use crate::{
     api::{
@@ -254,16 +253,15 @@ pub async fn set_free(client: &Client, cache: &ObjectMeta, name: &str) -> Result
         return Ok(());
     }
     let namespace = cache.namespace.as_deref().unwrap_or_default();
-    let Some(metadata) = live_secret(client, namespace, name).await? else { return Ok(()) };
-    let mut owners = metadata.owner_references.unwrap_or_default();
+    // Whole, since only a patch could do without the data, and the controller may patch no Secret.
+    let api = Api::<SealedSecret>::namespaced(client.clone(), namespace);
+    let Some(mut secret) = limited(api.get_opt(name)).await? else { return Ok(()) };
+    let owners = secret.metadata.owner_references.get_or_insert_default();
     let before = owners.len();
     owners.retain(|owner| Some(&owner.uid) != cache.uid.as_ref());
     if owners.len() == before {
         return Ok(());
     }
-    let patch = json!({ "metadata": {
-        "uid": metadata.uid, "resourceVersion": metadata.resource_version, "ownerReferences": owners,
-    }});
-    let api = Api::<k8s_openapi::api::core::v1::Secret>::namespaced(client.clone(), namespace);
-    limited(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch))).await.map(|_| ())
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    limited(api.replace(name, &params, &secret)).await.map(|_| ())
 }

@@ -9,6 +9,9 @@ pub const RESERVED_PREFIX: &str = "tokencache.dev/";
 /// Label with value `"true"` on every Secret and Lease that tokencache wrote. Secrets are watched by it.
 pub const LABEL_MANAGED: &str = "tokencache.dev/managed";
 
+/// Label with value `"true"` on the Secrets that store the state of a job and rotated refresh tokens.
+pub const LABEL_STATE: &str = "tokencache.dev/state";
+
 /// Label with value `"true"` by which the owner of a Secret lets TokenCaches of its namespace read it.
 pub const LABEL_SOURCE: &str = "tokencache.dev/source";
 
@@ -49,8 +52,8 @@ pub const ANNOTATION_RESTARTED_AT: &str = "tokencache.dev/restarted_at";
 /// last restarted.
 pub const ANNOTATION_RESTARTED_FOR: &str = "tokencache.dev/restarted_for";
 
-/// Whether Secrets of that name are reserved for the states of jobs (`tokencache-NAME-state`): no value is written to
-/// them, and they are neither removed nor retained with one.
+/// Whether Secrets of that name are reserved for states (`tokencache-NAME-state`), of jobs and of rotated refresh tokens: no
+/// value is written to them, and they are neither removed nor retained with one.
 #[must_use]
 pub fn is_state_name(name: &str) -> bool {
     name.starts_with("tokencache-") && name.ends_with("-state")
@@ -62,5 +65,5 @@ pub const FINALIZER: &str = "tokencache.dev/retain-secret";
 /// Field manager of every write.
 pub const FIELD_MANAGER: &str = "tokencache";
 
-/// Field manager of the one write to a user's Secret: a refresh token that takes the place of another.
+/// Field manager of the writes of rotated refresh tokens.
 pub const FIELD_MANAGER_ROTATION: &str = "tokencache-rotation";

@@ -92,8 +92,8 @@ pub struct OAuth2 {
     #[x_kube(validation = Rule::new("self.all(key, !(key in ['grant_type', 'client_id', 'client_secret', 'client_assertion', 'client_assertion_type', 'scope', 'audience', 'resource', 'refresh_token', 'assertion', 'subject_token', 'subject_token_type', 'actor_token', 'actor_token_type', 'requested_token_type']))").message("grant_type, client_id, client_secret, client_assertion, client_assertion_type, scope, audience, resource, refresh_token, assertion, subject_token, actor_token and their types have fields of their own"))]
     pub extra_params: BTreeMap<String, String>,
 
-    /// The refresh token of the grant RefreshToken (RFC 6749 §6). One that the server gives in its place is written back
-    /// to this key, so it must be no other TokenCache's, too.
+    /// The refresh token of the grant RefreshToken (RFC 6749 §6). It is only read: the one that the server gives in its
+    /// place is stored in the Secret tokencache-NAME-state. No other TokenCache may use the same refresh token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refresh_token_ref: Option<SecretKeyRef>,
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     api::TokenCache,
-    fetch::{Reference, ReferenceKind, references},
+    fetch::{Reference, ReferenceKind, references, token_state},
     lock::{Locks, Owner},
     notes::{Key, Notes},
     references::References,
@@ -107,7 +107,10 @@ impl Books {
     /// Keeps in mind what a TokenCache refers to, and no more what it referred to.
     fn refer(&self, key: &Key, old: Option<&Kept>, new: Option<&TokenCache>) {
         let old = old.and_then(|old| old.read().ok());
-        let of = |cache: Option<&TokenCache>| cache.map(|cache| references(&cache.spec)).unwrap_or_default();
+        let of = |cache: Option<&TokenCache>| {
+            let named = cache.map(|cache| references(&cache.spec)).unwrap_or_default();
+            named.into_iter().chain(cache.and_then(token_state)).collect::<Vec<_>>()
+        };
         self.references.replace(key, &of(old.as_ref()), &of(new));
         // The most are named like their TokenCache, and need no entry.
         let other = |cache: &TokenCache| Some(cache.secret_name()).filter(|name| *name != key.1).map(secret_named);

@@ -22,6 +22,7 @@ mod resolver;
 mod service_account_token;
 mod signing;
 mod sources;
+mod state_secret;
 #[cfg(test)]
 mod test_keys;
 mod tls;
@@ -50,6 +51,7 @@ use crate::{
         ExpiresAt, Refresh, Source, TokenCache, TokenCacheSpec,
         oauth2::{CaKind, Proxy, Tls},
     },
+    lock::Owner,
     reason::Reason,
     time::Clock,
 };
@@ -124,7 +126,7 @@ impl fmt::Debug for Fetcher {
 struct Attempt<'a> {
     sources: Sources,
     client: &'a kube::Client,
-    namespace: &'a str,
+    owner: Owner,
     clients: &'a Clients,
     clock: &'a Clock,
     phase: Phase,
@@ -264,9 +266,9 @@ impl Fetcher {
     async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
         let Inner { client, clients, require_source_label, allow_jobs, collector_image, late, clock, stopping } =
             &*self.0;
-        let namespace = cache.metadata.namespace.clone().unwrap_or_default();
-        let sources = Sources::new(client.clone(), namespace.clone(), *require_source_label, phase.clone());
-        let mut attempt = Attempt { sources, client, namespace: &namespace, clients, clock, phase, late: *late, ends };
+        let owner = crate::run::owner(cache);
+        let sources = Sources::new(client.clone(), owner.namespace.clone(), *require_source_label, phase.clone());
+        let mut attempt = Attempt { sources, client, owner, clients, clock, phase, late: *late, ends };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
             Some(Source::Http(http)) => http::fetch(&mut attempt, http).await?,
@@ -368,6 +370,14 @@ impl Reference {
         let credentials = proxy.and_then(|proxy| proxy.credentials_ref.as_ref());
         ca.into_iter().chain([certificate, credentials].into_iter().flatten().map(|secret| Self::secret(&secret.name)))
     }
+}
+
+/// The Secret in which a TokenCache stores rotated refresh tokens, if it has any: another replica may write to it late.
+#[must_use]
+pub fn token_state(cache: &TokenCache) -> Option<Reference> {
+    let refreshes =
+        matches!(cache.spec.fetch.source(), Some(Source::OAuth2(oauth2)) if oauth2.refresh_token_ref.is_some());
+    refreshes.then(|| Reference::secret(&state_secret::name(&crate::run::owner(cache))))
 }
 
 /// The objects that a spec refers to, for watches: sorted, each once.

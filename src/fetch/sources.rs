@@ -187,6 +187,11 @@ fn open_config_map(map: ConfigMap, namespace: &str, name: &str) -> Opened {
     Opened { title: format!("ConfigMap {namespace}/{name}"), data: text.chain(binary).collect() }
 }
 
+/// A credential without the line breaks at its end.
+pub(super) fn trimmed(text: &str) -> &str {
+    text.trim_end_matches(['\r', '\n'])
+}
+
 impl Opened {
     /// The object's kind, namespace and name.
     pub(super) fn title(&self) -> &str {
@@ -206,7 +211,7 @@ impl Opened {
     /// editors add them, and no such value has one (RFC 6749 appendix A, RFC 7617 §2).
     pub(super) fn credential(&self, key: &str) -> Result<SecretString, Failure> {
         let text = self.text(key)?;
-        match text.expose_secret().trim_end_matches(['\r', '\n']) {
+        match trimmed(text.expose_secret()) {
             "" => Err(self.unusable(key, "is an empty line")),
             credential => Ok(credential.into()),
         }

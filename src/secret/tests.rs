@@ -59,6 +59,9 @@ fn only_a_value_of_the_token_cache_is_removed_or_retained_with_it() {
     assert!(is_value(|metadata| metadata.name = Some("of-a-former-target".into())));
     for change in [
         |metadata: &mut ObjectMeta| metadata.name = Some("tokencache-a-state".into()),
+        |metadata: &mut ObjectMeta| {
+            metadata.labels.get_or_insert_default().insert(LABEL_STATE.into(), "true".into());
+        },
         |metadata: &mut ObjectMeta| metadata.owner_references.get_or_insert_default()[0].uid = "uid-2".into(),
         |metadata: &mut ObjectMeta| metadata.owner_references.get_or_insert_default()[0].controller = None,
         |metadata: &mut ObjectMeta| metadata.annotations = None,

@@ -44,6 +44,7 @@ mod restarts;
 mod rights;
 mod rotation;
 mod rotation_ends;
+mod rotation_state;
 mod secrecy;
 mod service_account_token;
 mod shutdown;

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokencache::api::{TokenCache, names::LABEL_SOURCE};
 
 use crate::support::{
-    CacheView as _, Cluster, Controller, Namespace, OidcProvider, SecretView as _, opened, pass, scenario,
+    CacheView as _, Cluster, Controller, Namespace, OidcProvider, SecretView as _, opened, pass, refresh_token,
+    scenario, state_name,
 };
 
 const AUDIENCE: &str = "https://sts.example.com";
@@ -120,10 +121,12 @@ fn every_grant_and_every_client_authentication_gets_a_token() {
             stage.ns.await_ready(name, true, "Fetched").await;
             assert!(stage.ns.get::<Secret>(name).await.token().len() >= 40, "{name}");
         }
-        let kept = async |name: &str| stage.ns.get::<Secret>(name).await.token();
-        assert_eq!(kept("session-public").await, stage.provider.family("public").await.newest);
-        assert_ne!(kept("session-public").await, sessions[0], "it was rotated");
-        assert_eq!(kept("session-keeping").await, sessions[1], "it was not");
+        let next = async |client: &str| {
+            refresh_token(&stage.ns, &format!("refresh-{client}"), &format!("session-{client}")).await
+        };
+        assert_eq!(next("public").await, stage.provider.family("public").await.newest);
+        assert_ne!(next("public").await, sessions[0], "it was rotated");
+        assert_eq!(next("keeping").await, sessions[1], "it was not");
 
         // A token that one TokenCache fetched is another's subject token.
         let mut first = stage.provider.cache(
@@ -306,11 +309,12 @@ fn a_void_refresh_token_is_not_tried_again_until_somebody_signed_in() {
         let token = stage.session("session", "rotating").await;
         stage.cache("a", refreshing("rotating", "session")).await;
         stage.ns.await_ready("a", true, "Fetched").await;
-        let rotated = stage.ns.get::<Secret>("session").await.token();
+        let rotated = refresh_token(&stage.ns, "a", "session").await;
         assert_eq!(rotated, stage.provider.family("rotating").await.newest);
+        assert_ne!(rotated, token);
 
-        // A backup is put back: the old token voids the family.
-        stage.ns.patch::<Secret>("session", json!({"stringData": {"token": token}})).await;
+        // Without what was rotated, the first token is sent again, which voids the family.
+        stage.ns.delete::<Secret>(&state_name("a")).await;
         stage.ns.request("a", "now").await;
         let stalled = |cache: &TokenCache| cache.stalled() == Some("ReauthenticationRequired");
         let cache = stage.ns.await_cache("a", "somebody must sign in again", stalled).await;

@@ -70,7 +70,6 @@ const ROWS: &[(&str, &str, Story, Sign)] = &[
     ("/secrets", "get", Create, Log("cannot get resource \\\"secrets\\\"")),
     ("/secrets", "create", Create, Failure("cannot create resource \"secrets\"")),
     ("/secrets", "update", Refresh, Failure("cannot update resource \"secrets\"")),
-    ("/secrets", "patch", Retain, Log("cannot patch resource \\\"secrets\\\"")),
     ("/secrets", "delete", Expire, Log("cannot delete resource \\\"secrets\\\"")),
     ("/configmaps", "list", Create, Log("the watch of ConfigMaps broke")),
     ("/configmaps", "watch", Create, Log("the watch of ConfigMaps broke")),

@@ -8,8 +8,8 @@ use serde_json::json;
 use tokencache::api::TokenCache;
 
 use crate::support::{
-    CacheView as _, Cluster, Controller, FlakyApi, Launch, Namespace, OidcProvider, SecretView as _, Trouble, opened,
-    pass, poll, scenario, within,
+    CacheView as _, Cluster, Controller, FlakyApi, Launch, Namespace, OidcProvider, Trouble, opened, pass, poll,
+    refresh_token, scenario, within,
 };
 
 const ROTATIONS: u64 = 50;
@@ -42,7 +42,7 @@ fn a_family_of_refresh_tokens_survives_fifty_rotations_with_kills_and_failing_wr
             let launch = Launch { arguments, kubeconfig: Some(api.kubeconfig()), ..Launch::default() };
             Box::pin(Controller::launch(&ns, launch))
         };
-        let session = async || ns.get::<Secret>("session").await.token();
+        let session = async || refresh_token(&ns, "a", "session").await;
         ns.create::<Secret>(opened("session", json!({"token": provider.sign_in(CLIENT).await}))).await;
         let mut controller = launch().await;
         let settings = json!({
@@ -79,7 +79,7 @@ fn a_family_of_refresh_tokens_survives_fifty_rotations_with_kills_and_failing_wr
                 cache.seen().handled_request.as_deref() == Some(&wanted)
             };
             Box::pin(ns.await_cache("a", "the request is answered", answered)).await;
-            windows.extend(api.patched().checked_sub(provider.family(CLIENT).await.at));
+            windows.extend(api.state_written().checked_sub(provider.family(CLIENT).await.at));
         }
         // A write that fails costs a run its value, and one attempt answers a request: so it may take another one.
         let mut last = 0;

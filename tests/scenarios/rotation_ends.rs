@@ -12,9 +12,9 @@ use super::outage::through_door;
 use crate::support::{
     CacheView as _, Cluster, Controller, Invariant, Launch, Namespace, Running, Scene, SecretView as _, holder,
     manifests::{oauth2, token_cache},
-    opened, pass, poll, scenario,
+    opened, pass, poll, refresh_token, scenario,
     server::{Behaviour, Gate, Options, TokenServer},
-    within,
+    state_name, within,
 };
 
 /// A namespace and a token server with a refresh token for the TokenCache `a`, which is not there yet.
@@ -33,10 +33,10 @@ fn hold_answers(server: &TokenServer) -> Gate {
     gate
 }
 
-/// Waits until the Secret holds the server's newest refresh token.
-async fn written_back(ns: &Namespace, server: &TokenServer) {
-    let is_newest = |session: &Secret| Some(session.token()) == server.refresh_token("a");
-    ns.await_secret("session", "the newest refresh token is written back", is_newest).await;
+/// Waits until the server's newest refresh token is stored.
+async fn is_stored(ns: &Namespace, server: &TokenServer) {
+    let is_newest = |state: &Secret| Some(state.value("refresh-token")) == server.refresh_token("a");
+    ns.await_secret(&state_name("a"), "the newest refresh token is stored", is_newest).await;
 }
 
 /// Of two controllers, the one that holds the Lease, and the other.
@@ -52,7 +52,7 @@ async fn is_refused(ns: &Namespace) {
 }
 
 #[test]
-fn a_refresh_token_that_is_written_back_late_wakes_the_replica_that_was_refused() {
+fn a_refresh_token_that_is_stored_late_wakes_the_replica_that_was_refused() {
     scenario(async {
         let (ns, server, cache) = signed_in().await;
         let start = || Controller::start(&ns, &["--lease-duration", "5s"]);
@@ -68,7 +68,7 @@ fn a_refresh_token_that_is_written_back_late_wakes_the_replica_that_was_refused(
         is_refused(&ns).await;
         drop(exempt);
         frozen.cont();
-        written_back(&ns, &server).await;
+        is_stored(&ns, &server).await;
         let cache = ns.await_ready("a", true, "Fetched").await;
         assert_eq!(cache.stalled(), None);
         assert_eq!(server.resent("a").len(), 1, "only while it was frozen");
@@ -97,7 +97,7 @@ fn the_late_answer_to_a_replica_that_is_cut_off_from_the_api_server_is_not_lost(
         is_refused(&ns).await;
         drop(exempt);
         door.set_open(true);
-        written_back(&ns, &server).await;
+        is_stored(&ns, &server).await;
         ns.await_ready("a", true, "Fetched").await;
         drop((cut_off, other));
     });
@@ -128,7 +128,7 @@ fn a_lease_is_not_taken_for_time_in_which_the_api_server_was_away() {
         // Whatever the other replica does when the API server is back, it does within its longest pause of 10 s.
         pass(Duration::from_secs(8)).await;
         door_a.set_open(true);
-        written_back(&ns, &server).await;
+        is_stored(&ns, &server).await;
         ns.await_ready("a", true, "Fetched").await;
         assert_eq!(server.resent("a"), []);
         drop((a, b));
@@ -146,7 +146,7 @@ fn on_sigterm_a_rotation_whose_answer_takes_twelve_seconds_is_finished() {
         let (status, took) = controller.terminate().await;
         assert_eq!(status.code(), Some(0));
         assert!(took < Duration::from_secs(20), "the kubelet waits no longer: {took:?}");
-        assert_eq!(Some(ns.get::<Secret>("session").await.token()), server.refresh_token("a"));
+        assert_eq!(Some(refresh_token(&ns, "a", "session").await), server.refresh_token("a"));
         assert_eq!(holder(&ns.get("tokencache-a").await), "");
     });
 }
@@ -174,7 +174,7 @@ fn a_direct_fetch_that_is_ended_by_a_signal_keeps_the_rotated_token_and_frees_it
             let (code, stderr) = running.ended().await;
             assert_eq!(code, Some(1), "{signal:?}: {stderr}");
             assert!(stderr.contains("interrupted"), "{signal:?}: {stderr}");
-            assert_eq!(Some(ns.get::<Secret>("session").await.token()), server.refresh_token("a"), "{signal:?}");
+            assert_eq!(Some(refresh_token(&ns, "a", "session").await), server.refresh_token("a"), "{signal:?}");
             assert_eq!(holder(&ns.get("tokencache-a").await), "", "{signal:?}");
         }
     });

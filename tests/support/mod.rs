@@ -17,6 +17,7 @@ pub mod namespace;
 mod network;
 mod oidc;
 pub mod rights;
+mod rotation;
 mod scene;
 mod seen;
 pub mod spans;
@@ -44,6 +45,7 @@ pub use namespace::{Namespace, version};
 pub use network::{Proxy, Relay};
 pub use oidc::{OidcProvider, opened};
 pub use rights::{Account, chart_rules};
+pub use rotation::{refresh_token, state_name};
 pub use scene::Scene;
 pub use seen::{CacheView, SecretView, holder};
 

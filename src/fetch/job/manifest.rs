@@ -9,12 +9,13 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{security, state};
+use super::security;
 use crate::{
     api::{
         job::Job,
         names::{LABEL_CACHE, LABEL_MANAGED, LABEL_RUN},
     },
+    fetch::state_secret,
     lock::Owner,
 };
 
@@ -167,7 +168,7 @@ fn pod_spec(run: &Run<'_>, mut spec: Value) -> Value {
     volumes.push(json!({"name": RESULT_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "2Mi"}}));
     volumes.push(match run.state_key {
         Some(key) => json!({"name": STATE_VOLUME, "secret": {
-            "secretName": state::secret_name(run.owner), "items": [{"key": key, "path": "state.json"}],
+            "secretName": state_secret::name(run.owner), "items": [{"key": key, "path": "state.json"}],
         }}),
         None => json!({"name": STATE_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}),
     });

@@ -37,7 +37,7 @@ pub(crate) use self::{
     result::{SEALED, failed, read as read_result},
     seal::{MAX_RESULT, SealError, seal},
 };
-use super::{Attempt, Failure, Obtained, Reference};
+use super::{Attempt, Failure, Obtained, Reference, state_secret};
 use crate::{
     api::{Invalid, TokenCache, job::Job, names::LABEL_SOURCE},
     lock::Owner,
@@ -72,7 +72,7 @@ pub(super) fn references(job: &Job) -> impl Iterator<Item = Reference> {
 pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Job) -> Result<Obtained, Failure> {
     let Place { client, cache, .. } = *place;
     let owner = crate::run::owner(cache);
-    if cache.secret_name() == state::secret_name(&owner) {
+    if cache.secret_name() == state_secret::name(&owner) {
         return Err(Failure::new(Reason::InvalidSpec, "spec.target.name: this name is that of the job's state"));
     }
     let store = state::Store::new(client, &owner);

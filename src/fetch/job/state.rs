@@ -8,12 +8,12 @@
 //! holds the key of that run, by an update with `resourceVersion`. Its name sorts behind the state's, since
 //! the first version took the first key for the state.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
-    Api, Client,
+    Client,
     api::{DeleteParams, PostParams, Preconditions},
 };
 use secrecy::{ExposeSecret as _, SecretString};
@@ -22,8 +22,11 @@ use tokio::time::{Instant, sleep};
 
 use super::seal::KeyPair;
 use crate::{
-    api::names::{ANNOTATION_EXPIRES_AT, FIELD_MANAGER, LABEL_MANAGED},
-    fetch::Failure,
+    api::names::FIELD_MANAGER,
+    fetch::{
+        Failure,
+        state_secret::{StateSecret, name, objection, place},
+    },
     lock::Owner,
     observe::{ApiError, limited},
     reason::Reason,
@@ -38,11 +41,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 const STATE: &str = "state-";
 const KEY: &str = "unseal-";
-
-/// The Secret's name.
-pub(super) fn secret_name(owner: &Owner) -> String {
-    format!("{}-state", owner.lease_name())
-}
 
 /// The newest run, as it was before its Job was created.
 #[derive(Debug)]
@@ -121,19 +119,10 @@ impl Kept {
 
     /// Why the Secret is not to be used.
     fn refusal(&self, owner: &Owner) -> Option<Failure> {
-        let metadata = &self.0.as_ref()?.metadata;
-        let mut owners = metadata.owner_references.iter().flatten();
-        let owned = owners.any(|reference| reference.uid == owner.uid && reference.controller == Some(true));
-        let is_value = metadata.annotations.as_ref().is_some_and(|map| map.contains_key(ANNOTATION_EXPIRES_AT));
-        let why = match (owned, is_value) {
-            (false, _) => "is not controlled by this TokenCache",
-            (true, true) => "holds a credential that was fetched",
-            (true, false) => return None,
-        };
+        let why = objection(owner, &self.0.as_ref()?.metadata)?;
         let message = format!(
-            "Secret {}/{}, which must hold the state of the job, {why}: delete it, or rename the TokenCache",
-            owner.namespace,
-            secret_name(owner)
+            "{}, which must hold the state of the job, {why}: delete it, or rename the TokenCache",
+            place(owner)
         );
         Some(Failure::new(Reason::JobFailed, message))
     }
@@ -150,32 +139,28 @@ pub(super) enum NotStored {
 
 /// Reads and writes the Secret of one TokenCache.
 #[derive(Clone)]
-pub(super) struct Store {
-    api: Api<SealedSecret>,
-    owner: Owner,
-}
+pub(super) struct Store(StateSecret);
 
 impl Store {
     pub(super) fn new(client: &Client, owner: &Owner) -> Self {
-        Self { api: Api::namespaced(client.clone(), &owner.namespace), owner: owner.clone() }
-    }
-
-    fn name(&self) -> String {
-        secret_name(&self.owner)
+        Self(StateSecret::new(client, owner))
     }
 
     async fn read(&self) -> Result<Kept, ApiError> {
-        limited(self.api.get_opt(&self.name())).await.map(Kept)
+        self.0.read().await.map(Kept)
+    }
+
+    fn place(&self) -> String {
+        place(self.0.owner())
     }
 
     /// Reads the Secret.
     pub(super) async fn look(&self) -> Result<Kept, Failure> {
         let kept = self.read().await.map_err(|error| {
-            let place = format!("Secret {}/{}", self.owner.namespace, self.name());
-            let message = format!("the state of the last run, {place}, cannot be read: {error}");
+            let message = format!("the state of the last run, {}, cannot be read: {error}", self.place());
             Failure::new(Reason::Unreachable, message)
         })?;
-        match kept.refusal(&self.owner) {
+        match kept.refusal(self.0.owner()) {
             Some(failure) => Err(failure),
             None => Ok(kept),
         }
@@ -188,7 +173,7 @@ impl Store {
         let keep = |key: &str| !key.starts_with(KEY);
         let written = self.put(kept, keep, Some((key, bytes))).await;
         written.map_err(|error| {
-            let place = format!("Secret {}/{}", self.owner.namespace, self.name());
+            let place = self.place();
             let reason = if error.is_of_server() { Reason::Unreachable } else { Reason::WriteFailed };
             Failure::new(reason, format!("the key of the run was not stored in {place}: {error}"))
         })
@@ -231,7 +216,7 @@ impl Store {
             Some(kept) => kept,
             None => self.read().await.map_err(NotStored::Api)?,
         };
-        if kept.refusal(&self.owner).is_some() {
+        if kept.refusal(self.0.owner()).is_some() {
             return Err(NotStored::Displaced);
         }
         match (kept.holds(KEY, run), kept.has_state_of(run)) {
@@ -254,27 +239,11 @@ impl Store {
         entry: Option<(String, SecretBytes)>,
     ) -> Result<Kept, ApiError> {
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let exists = found.is_some();
-        let mut secret = found.unwrap_or_else(|| SealedSecret {
-            metadata: ObjectMeta {
-                name: Some(self.name()),
-                namespace: Some(self.owner.namespace.clone()),
-                owner_references: Some(vec![self.owner.reference()]),
-                ..ObjectMeta::default()
-            },
-            type_: Some("Opaque".into()),
-            immutable: None,
-            data: BTreeMap::new(),
+        let written = self.0.put(found, &params, |data| {
+            data.retain(|key, _| keep(key));
+            data.extend(entry);
         });
-        secret.metadata.labels.get_or_insert_default().insert(LABEL_MANAGED.to_owned(), "true".to_owned());
-        secret.data.retain(|key, _| keep(key));
-        secret.data.extend(entry);
-        let written = if exists {
-            limited(self.api.replace(&self.name(), &params, &secret)).await
-        } else {
-            limited(self.api.create(&params, &secret)).await
-        };
-        written.map(|written| Kept(Some(written)))
+        written.await.map(|written| Kept(Some(written)))
     }
 
     /// Removes the key of a run that has ended without a state, and the Secret with it where that holds nothing else. A
@@ -286,19 +255,19 @@ impl Store {
             let ObjectMeta { uid, resource_version, .. } = secret.metadata.clone();
             let preconditions = Some(Preconditions { uid, resource_version });
             let params = DeleteParams { preconditions, ..DeleteParams::default() };
-            limited(self.api.delete(&self.name(), &params)).await.map(|_| ())
+            limited(self.0.api().delete(&name(self.0.owner()), &params)).await.map(|_| ())
         } else {
             self.put(kept, |key| !is_key(key), None).await.map(|_| ())
         };
         if let Err(error) = removed {
-            let Owner { namespace, name, .. } = &self.owner;
+            let Owner { namespace, name, .. } = self.0.owner();
             tracing::debug!(namespace, name, %error, "the key of the job's run was not removed");
         }
     }
 
     /// What to report where the state of a run was not stored.
     pub(super) fn not_stored(&self, why: &NotStored) -> Failure {
-        let place = format!("Secret {}/{}", self.owner.namespace, self.name());
+        let place = self.place();
         let message = match why {
             NotStored::Displaced => format!(
                 "the job's state was not stored, and its value not used, since another client wrote to {place} during \
@@ -315,6 +284,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::names::ANNOTATION_EXPIRES_AT;
 
     fn owner() -> Owner {
         Owner { namespace: "ns".into(), name: "a".into(), uid: "uid-1".into() }

@@ -35,11 +35,10 @@ pub(super) async fn write(
         Grant::ClientCredentials => None,
         Grant::RefreshToken => {
             let reference = oauth2.refresh_token_ref.as_ref().ok_or_else(|| missing("refreshTokenRef"))?;
-            let sent = request.secret(attempt, reference).await?;
-            request.add_secret("refresh_token", &sent);
-            // What takes its place is compared with what is stored.
-            let stored = attempt.sources.text(reference).await?;
-            Some(Rotation::of(attempt, reference, stored))
+            let first = request.secret(attempt, reference).await?;
+            let rotation = Rotation::find(attempt, reference, first).await?;
+            request.add_secret("refresh_token", rotation.token());
+            Some(rotation)
         }
         Grant::JwtBearer => {
             let told = oauth2.assertion.as_ref();

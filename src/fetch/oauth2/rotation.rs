@@ -1,5 +1,9 @@
 //! A refresh token whose server gives another one in its place (RFC 6749 §6, RFC 9700 §4.14.2).
 //!
+//! The Secret that `refreshTokenRef` names holds the first token, and is only read. Its successors are stored in the
+//! TokenCache's own Secret for states, with a hash of the first one. If that hash is not the hash of the token in the
+//! user's Secret any more, somebody has signed in again, and the token there is used.
+//!
 //! From the moment at which the server answers, the old token is void, and the new one is in this process alone. So
 //! before the old one is spent, the API server is asked whether the new one could be written; and the request, once it
 //! is sent, and the write are not dropped with the fetch. What remains is the time from the answer to the write: who
@@ -8,26 +12,33 @@
 use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use http::header;
-use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Resource as _, core::PartialObjectMeta};
+use kube::{Api, Client, api::PostParams};
 use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 
 use super::{Exchange, Exchanged, answer};
 use crate::{
     api::{names::FIELD_MANAGER_ROTATION, oauth2::SecretKeyRef},
-    fetch::{Attempt, Failure, Phase, redact::Redactor},
+    fetch::{
+        Attempt, Failure, Phase,
+        redact::Redactor,
+        sources::trimmed,
+        state_secret::{StateSecret, objection, place},
+    },
     observe::{ApiError, limited},
     reason::Reason,
-    sealed::{SealedSecret, SecretBytes},
+    sealed::SealedSecret,
 };
 
 /// The member of an answer that holds the new token.
 pub(super) const MEMBER: &str = "refresh_token";
+
+/// The key of the state Secret with the newest token.
+const TOKEN: &str = "refresh-token";
+/// The key with the hash of the token that it descends from. In a Secret it helps nobody to guess that.
+const SEED: &str = "refresh-token-seed";
 
 /// How long an answer is awaited after the fetch was given up, at least and at most. The request cannot be taken back,
 /// so whatever ended the fetch, an answer that comes late is better than none: the new token may be in it. On SIGTERM
@@ -40,11 +51,37 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two tries: first, and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
+/// A refresh token with the hash of the one that it descends from.
+#[derive(Clone)]
+struct Descendant {
+    seed: String,
+    token: SecretString,
+}
+
+impl PartialEq for Descendant {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.seed, self.token.expose_secret()) == (&other.seed, other.token.expose_secret())
+    }
+}
+
+impl Descendant {
+    /// The one that a state Secret holds.
+    fn of(secret: &SealedSecret) -> Option<Self> {
+        let text = |key: &str| std::str::from_utf8(secret.data.get(key)?.expose()).ok();
+        Some(Self { seed: text(SEED)?.to_owned(), token: text(TOKEN).filter(|token| !token.is_empty())?.into() })
+    }
+}
+
 /// A refresh token as it was read, and where its successor goes.
 pub(super) struct Rotation {
-    client: kube::Client,
-    namespace: String,
+    client: Client,
+    state: StateSecret,
+    /// The state Secret as it was read.
+    found: Option<SealedSecret>,
     reference: SecretKeyRef,
+    /// Hash of the token in the user's Secret.
+    seed: String,
+    /// What is sent.
     old: SecretString,
     phase: Phase,
     late: Duration,
@@ -60,11 +97,11 @@ pub(in crate::fetch) fn late(lease_duration: Duration) -> Duration {
 #[derive(Debug, PartialEq, Eq)]
 enum Written {
     Done,
-    /// Another hand put another token there, or deleted the Secret.
+    /// Another client stored another token there.
     Displaced,
 }
 
-/// Asks, and writes back what takes the token's place. Whoever drops this drops neither.
+/// Asks, and stores what takes the token's place. Whoever drops this drops neither.
 pub(super) async fn exchange(
     attempt: &Attempt<'_>,
     exchange: Exchange,
@@ -91,7 +128,7 @@ pub(super) async fn exchange(
             // The server keeps the old one.
             None => {}
             Some(new) if new.expose_secret() == rotation.old.expose_secret() => {}
-            Some(new) => rotation.write_back(new).await?,
+            Some(new) => rotation.store(new).await?,
         }
         Ok(exchanged)
     });
@@ -101,59 +138,116 @@ pub(super) async fn exchange(
 }
 
 impl Rotation {
-    pub(super) fn of(attempt: &Attempt<'_>, reference: &SecretKeyRef, old: SecretString) -> Self {
-        Self {
+    /// Reads the newest token; `first` is that of the user's Secret.
+    pub(super) async fn find(
+        attempt: &Attempt<'_>,
+        reference: &SecretKeyRef,
+        first: SecretString,
+    ) -> Result<Self, Failure> {
+        let state = StateSecret::new(attempt.client, &attempt.owner);
+        let place = place(&attempt.owner);
+        attempt.phase.set(format!("reading {place}"));
+        let found = state.read().await.map_err(|error| {
+            let reason = if error.is_of_server() { Reason::Unreachable } else { Reason::WriteFailed };
+            Failure::new(reason, format!("{place}, which may hold a newer refresh token, cannot be read: {error}"))
+        })?;
+        if let Some(why) = found.as_ref().and_then(|found| objection(&attempt.owner, &found.metadata)) {
+            let message = format!(
+                "nothing was sent, since a new refresh token could not be stored: {place} {why}. To go on, delete it, or \
+                 rename the TokenCache"
+            );
+            return Err(Failure::new(Reason::WriteFailed, message));
+        }
+        let seed = hash(&first);
+        let newer = found.as_ref().and_then(Descendant::of).filter(|stored| stored.seed == seed);
+        Ok(Self {
             client: attempt.client.clone(),
-            namespace: attempt.namespace.to_owned(),
+            state,
+            found,
             reference: reference.clone(),
-            old,
+            seed,
+            old: newer.map_or(first, |newer| newer.token),
             phase: attempt.phase.clone(),
             late: attempt.late,
-        }
+        })
     }
 
-    fn place(&self) -> String {
-        format!("key {} of Secret {}/{}", self.reference.key, self.namespace, self.reference.name)
+    /// The token to send.
+    pub(super) fn token(&self) -> &SecretString {
+        &self.old
     }
 
-    /// A refusal of the token itself is final, unless the Secret holds another one by now.
+    /// What the state Secret held when it was read.
+    fn known(&self) -> Option<Descendant> {
+        self.found.as_ref().and_then(Descendant::of)
+    }
+
+    fn is_first(&self) -> bool {
+        self.known().is_none_or(|known| known.seed != self.seed)
+    }
+
+    /// Where people put a token.
+    fn user_place(&self) -> String {
+        format!("key {} of Secret {}/{}", self.reference.key, self.state.owner().namespace, self.reference.name)
+    }
+
+    /// A refusal of the token itself is final, unless there is another one by now.
     async fn explain(&self, answer::Refused { failure, invalid_grant }: answer::Refused) -> Failure {
         if !invalid_grant {
             return failure;
         }
-        self.phase.set(format!("reading {} again", self.place()));
-        // Where the Secret cannot be read, a change of it is noticed by the watch.
-        if self.stored().await.is_ok_and(|stored| !holds(stored.as_ref(), &self.old)) {
+        if let Some(place) = self.changed().await {
             let message = format!(
-                "{}: {} was changed while its old refresh token was in use; the next attempt reads it again",
+                "{}: {place} was changed while an older refresh token was in use; the next attempt reads it again",
                 failure.message,
-                self.place()
             );
             return Failure { message, ..failure };
         }
+        let hint = if self.is_first() {
+            " A TokenCache that is created again starts with the token of that key, which may have been used before."
+        } else {
+            ""
+        };
         let message = format!(
             "{}: the refresh token has expired, was revoked or was used before; somebody must sign in again, and put \
-             the new refresh token into {}",
+             the new refresh token into {}.{hint}",
             failure.message,
-            self.place()
+            self.user_place()
         );
         Failure { reason: Reason::ReauthenticationRequired, message, ..failure }
     }
 
-    /// Whether a new token could be written: else the old one had better not be spent.
+    /// Which of both Secrets holds another token than was read, if one does. A change of one that cannot be read is noticed
+    /// by the watch.
+    async fn changed(&self) -> Option<String> {
+        self.phase.set(format!("reading {} again", self.user_place()));
+        let api = Api::<SealedSecret>::namespaced(self.client.clone(), &self.state.owner().namespace);
+        if let Ok(secret) = limited(api.get_opt(&self.reference.name)).await {
+            let first = secret.as_ref().and_then(|secret| secret.data.get(&self.reference.key));
+            let first = first.and_then(|first| std::str::from_utf8(first.expose()).ok());
+            if first.is_none_or(|first| hash(&trimmed(first).into()) != self.seed) {
+                return Some(self.user_place());
+            }
+        }
+        let place = place(self.state.owner());
+        self.phase.set(format!("reading {place} again"));
+        let found = self.state.read().await.ok()?;
+        (found.as_ref().and_then(Descendant::of) != self.known()).then_some(place)
+    }
+
+    /// Whether a new token could be stored: else the old one had better not be spent.
     async fn rehearse(&self) -> Result<(), Failure> {
-        self.phase.set(format!("asking the Kubernetes API server whether {} can be written", self.place()));
-        let Err(error) = self.patch("rehearsal", true).await else { return Ok(()) };
+        let place = place(self.state.owner());
+        self.phase.set(format!("asking the Kubernetes API server whether {place} can be written"));
+        let Err(error) = self.put(self.found.clone(), &"rehearsal".into(), true).await else { return Ok(()) };
         let reason = match error.code() {
             // A webhook that knows no dry run says nothing about the write itself.
             Some(400) => return Ok(()),
-            Some(403) => Reason::SourceNotAllowed,
             _ if error.is_of_server() => Reason::Unreachable,
             _ => Reason::WriteFailed,
         };
         let message = format!(
-            "nothing was sent, since a new refresh token could not be written back to {}: {}",
-            self.place(),
+            "nothing was sent, since a new refresh token could not be stored in {place}: {}",
             self.told(&error, None)
         );
         Err(Failure::new(reason, message))
@@ -169,20 +263,23 @@ impl Rotation {
     }
 
     /// Writes until it is written.
-    async fn write_back(&self, new: &SecretString) -> Result<(), Failure> {
-        self.phase.set(format!("writing the new refresh token to {}", self.place()));
+    async fn store(&self, new: &SecretString) -> Result<(), Failure> {
+        let place = place(self.state.owner());
+        self.phase.set(format!("writing the new refresh token to {place}"));
+        let (namespace, name) = (&self.state.owner().namespace, &self.state.owner().name);
         let since = Instant::now();
         let mut pause = PAUSES.0;
+        // First over what was read before the request, which costs no further read.
+        let mut known = Some(self.found.clone());
         loop {
-            let problem = match self.try_write(new).await {
+            let problem = match self.try_store(known.take(), new).await {
                 Ok(Written::Done) => return Ok(()),
                 Ok(Written::Displaced) => {
-                    // Somebody signed in again, and theirs is the newer one. The token that was got is good all the same.
+                    // Theirs is the newer one. The token that was got is good all the same.
                     tracing::warn!(
-                        namespace = self.namespace,
-                        secret = self.reference.name,
-                        key = self.reference.key,
-                        "the refresh token was changed by another hand while a new one was fetched: it is left as it is"
+                        namespace,
+                        name,
+                        "another client stored another refresh token while a new one was fetched: it is kept"
                     );
                     return Ok(());
                 }
@@ -190,72 +287,52 @@ impl Rotation {
             };
             if since.elapsed() >= PATIENCE {
                 let message = format!(
-                    "the new refresh token was not written to {}: {problem}; the old one is void, so somebody may have \
-                     to sign in again",
-                    self.place()
+                    "the new refresh token was not written to {place}: {problem}; the old one is void, so somebody may \
+                     have to sign in again"
                 );
                 return Err(Failure::new(Reason::WriteFailed, message));
             }
-            tracing::warn!(
-                namespace = self.namespace,
-                secret = self.reference.name,
-                error = problem,
-                "the new refresh token is not written yet: trying again"
-            );
+            tracing::warn!(namespace, name, error = problem, "the new refresh token is not written yet: trying again");
             sleep(pause).await;
             pause = (pause * 2).min(PAUSES.1);
         }
     }
 
-    async fn try_write(&self, new: &SecretString) -> Result<Written, ApiError> {
-        let Err(error) = self.patch(new.expose_secret(), false).await else { return Ok(Written::Done) };
-        if error.is_of_server() {
-            return Err(error);
-        }
-        // The old token is not there any more, be it by a write of ours that was not answered; or the write is refused.
-        let stored = self.stored().await?;
-        match () {
-            () if holds(stored.as_ref(), new) => Ok(Written::Done),
-            () if holds(stored.as_ref(), &self.old) => Err(error),
-            () => Ok(Written::Displaced),
-        }
+    /// Writes once. `found` is the Secret as it was read; it is read again where it is not known.
+    async fn try_store(&self, found: Option<Option<SealedSecret>>, new: &SecretString) -> Result<Written, ApiError> {
+        let found = match found {
+            Some(found) => found,
+            None => {
+                let found = self.state.read().await?;
+                let stored = found.as_ref().and_then(Descendant::of);
+                let wanted = Descendant { seed: self.seed.clone(), token: new.clone() };
+                let is_ours =
+                    found.as_ref().is_none_or(|found| objection(self.state.owner(), &found.metadata).is_none());
+                match stored {
+                    // A write that was not answered.
+                    Some(stored) if stored == wanted => return Ok(Written::Done),
+                    stored if !is_ours || (stored.is_some() && stored != self.known()) => {
+                        return Ok(Written::Displaced);
+                    }
+                    _ => found,
+                }
+            }
+        };
+        self.put(found, new, false).await.map(|()| Written::Done)
     }
 
-    /// What the key holds now.
-    async fn stored(&self) -> Result<Option<SecretBytes>, ApiError> {
-        let api = Api::<SealedSecret>::namespaced(self.client.clone(), &self.namespace);
-        let found = limited(api.get_opt(&self.reference.name)).await?;
-        Ok(found.and_then(|mut found| found.data.remove(&self.reference.key)))
-    }
-
-    /// Replaces the old token, and nothing but it: a JSON patch (RFC 6902) fails where the key holds something else. The
-    /// Secret is the user's, so whatever else changes in it is no conflict.
-    async fn patch(&self, new: &str, dry_run: bool) -> Result<(), ApiError> {
-        let SecretKeyRef { name, key } = &self.reference;
-        let path = format!("/data/{}", key.replace('~', "~0").replace('/', "~1"));
-        let encode = |text: &str| Value::String(BASE64_STANDARD.encode(text));
-        let patch = json!([
-            {"op": "test", "path": path, "value": encode(self.old.expose_secret())},
-            {"op": "replace", "path": path, "value": encode(new)},
-        ]);
-        let dry_run = if dry_run { "&dryRun=All" } else { "" };
-        let url = format!(
-            "{}/{name}?fieldManager={FIELD_MANAGER_ROTATION}{dry_run}",
-            Secret::url_path(&(), Some(&self.namespace))
-        );
-        let body = Zeroizing::new(patch.to_string());
-        let request = http::Request::patch(url)
-            .header(header::CONTENT_TYPE, "application/json-patch+json")
-            // The answer need not repeat the Secret.
-            .header(header::ACCEPT, "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1")
-            .body(body.as_bytes().to_vec())
-            .map_err(kube::Error::HttpError)?;
-        limited(self.client.request::<PartialObjectMeta<Secret>>(request)).await.map(|_| ())
+    async fn put(&self, found: Option<SealedSecret>, token: &SecretString, dry_run: bool) -> Result<(), ApiError> {
+        let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER_ROTATION.into()) };
+        let written = self.state.put(found, &params, |data| {
+            data.insert(TOKEN.to_owned(), token.expose_secret().as_bytes().to_vec().into());
+            data.insert(SEED.to_owned(), self.seed.clone().into_bytes().into());
+        });
+        written.await.map(|_| ())
     }
 }
 
-fn holds(stored: Option<&SecretBytes>, token: &SecretString) -> bool {
-    stored.is_some_and(|stored| stored.expose() == token.expose_secret().as_bytes())
+fn hash(token: &SecretString) -> String {
+    BASE64_STANDARD.encode(Sha256::digest(token.expose_secret()))
 }
 
 #[cfg(test)]

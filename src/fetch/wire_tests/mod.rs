@@ -141,24 +141,39 @@ impl Objects {
         kube::Client::new(service, "default")
     }
 
-    /// GET, and the JSON patches (RFC 6902) that tokencache sends: `test` and `replace` of one key.
+    fn names(&self, plural: &str) -> Vec<String> {
+        let objects = self.0.lock().unwrap();
+        let path = format!("/api/v1/namespaces/b/{plural}/");
+        objects.keys().filter_map(|key| key.strip_prefix(&path)).map(str::to_owned).collect()
+    }
+
+    /// GET, and the creations and updates that tokencache sends.
     fn answer(&self, request: &::http::request::Parts, body: &[u8]) -> (u16, Value) {
         let failure = |code: u16, reason: &str| {
             (code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason}))
         };
         let mut objects = self.0.lock().unwrap();
-        let Some(found) = objects.get_mut(request.uri.path()) else { return failure(404, "NotFound") };
-        if request.method == ::http::Method::PATCH {
-            let patch: Value = serde_json::from_slice(body).unwrap();
-            let value = found.pointer_mut(patch[0]["path"].as_str().unwrap());
-            let Some(value) = value.filter(|value| **value == patch[0]["value"]) else {
-                return failure(422, "Invalid");
-            };
-            if !request.uri.query().unwrap_or_default().contains("dryRun=All") {
-                *value = patch[1]["value"].clone();
-            }
+        let path = request.uri.path();
+        if request.method == ::http::Method::GET {
+            return objects.get(path).map_or_else(|| failure(404, "NotFound"), |found| (200, found.clone()));
         }
-        (200, found.clone())
+        let mut sent: Value = serde_json::from_slice(body).unwrap();
+        let path = match request.method {
+            ::http::Method::POST => format!("{path}/{}", sent["metadata"]["name"].as_str().unwrap()),
+            _ => path.to_owned(),
+        };
+        let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+        match (objects.get(&path), &request.method) {
+            (None, &::http::Method::POST) => {}
+            (Some(found), &::http::Method::PUT) if version(found) == version(&sent) => {}
+            (Some(_), _) => return failure(409, "Conflict"),
+            (None, _) => return failure(404, "NotFound"),
+        }
+        if !request.uri.query().unwrap_or_default().contains("dryRun=All") {
+            sent["metadata"]["resourceVersion"] = json!(rand::random::<u32>().to_string());
+            objects.insert(path, sent.clone());
+        }
+        (200, sent)
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 
 use axum::body::{Body, Bytes};
 use futures::future::BoxFuture;
-use http::{HeaderName, Method, Request, header, request::Parts};
+use http::{HeaderName, Request, header, request::Parts};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -57,8 +57,8 @@ struct State {
     rules: Arc<Rules>,
     streams: Streams,
     writing: AtomicUsize,
-    /// When a Secret was last patched, dry runs apart: milliseconds of Unix time.
-    patched: Mutex<u64>,
+    /// When a Secret for states was last written, dry runs apart: milliseconds of Unix time.
+    state_written: Mutex<u64>,
 }
 
 impl FlakyApi {
@@ -84,7 +84,7 @@ impl FlakyApi {
             rules: Arc::default(),
             streams: Streams::default(),
             writing: AtomicUsize::new(0),
-            patched: Mutex::new(0),
+            state_written: Mutex::new(0),
         });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("it does not block");
@@ -160,9 +160,9 @@ impl FlakyApi {
         self.state.lots.faults()
     }
 
-    /// When a Secret was last patched, in milliseconds of Unix time.
-    pub fn patched(&self) -> u64 {
-        *self.state.patched.lock().unwrap_or_else(PoisonError::into_inner)
+    /// When a Secret for states was last written, in milliseconds of Unix time.
+    pub fn state_written(&self) -> u64 {
+        *self.state.state_written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -207,12 +207,11 @@ impl State {
             _ => {}
         }
         let _writing = target.writes().then(|| Writing::begin(&self.writing));
-        let patches =
-            target.method == Method::PATCH && target.path.contains("/secrets/") && !target.query.contains("dryRun");
+        let writes_state = target.writes() && target.path.ends_with("-state") && !target.query.contains("dryRun");
         let mut response = self.forward(head, body).await?;
-        if patches && response.status().is_success() {
+        if writes_state && response.status().is_success() {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-            *self.patched.lock().unwrap_or_else(PoisonError::into_inner) = u64::try_from(now).expect("it fits");
+            *self.state_written.lock().unwrap_or_else(PoisonError::into_inner) = u64::try_from(now).expect("it fits");
         }
         header_edits.iter().for_each(|edit| edit(response.headers_mut()));
         let flow = if matches!(action, Action::Freeze) { Flow::Frozen } else { Flow::Open };

@@ -84,7 +84,7 @@ impl Life {
             Cause::Written
         } else if named || before.is_some_and(own) {
             Cause::Foreign
-        } else if after.is_some_and(|after| after.managed || after.rotation) {
+        } else if after.is_some_and(|after| after.managed) {
             return;
         } else {
             Cause::Source

@@ -41,7 +41,7 @@ impl Story {
     /// A controller writes a value into a Secret.
     fn writes(self, at: f64, name: &str, expires: f64) -> Self {
         let (owner, written) = (Some("u".to_owned()), format!("{at}"));
-        let secret = SecretVersion { owner, managed: true, expires: Some(expires), written, rotation: false };
+        let secret = SecretVersion { owner, managed: true, expires: Some(expires), written };
         self.add(at, name, Change::Secret(Some(secret)))
     }
 

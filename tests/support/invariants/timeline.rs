@@ -11,10 +11,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
 use tokencache::api::{
     ExpiresAt, RefreshPolicy, TokenCache,
-    names::{
-        ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_REFRESH_REQUESTED, FIELD_MANAGER_ROTATION,
-        LABEL_MANAGED,
-    },
+    names::{ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_REFRESH_REQUESTED, LABEL_MANAGED},
 };
 
 use super::{Invariant, pulse::Pulses};
@@ -65,8 +62,6 @@ pub struct SecretVersion {
     pub expires: Option<f64>,
     /// The annotation that only the controller writes, and each time that it writes a value.
     pub written: String,
-    /// Whether a controller wrote this version as a rotated refresh token of a user's Secret.
-    pub rotation: bool,
 }
 
 /// What became of an object.
@@ -166,13 +161,11 @@ impl SecretVersion {
         let owner = secret.owner_references().iter().find(|owner| owner.controller == Some(true));
         let annotation = |key: &str| secret.annotations().get(key).cloned().unwrap_or_default();
         let expires = annotation(ANNOTATION_EXPIRES_AT).parse::<ExpiresAt>().ok();
-        let newest = secret.managed_fields().iter().max_by_key(|fields| fields.time.as_ref().map(|time| time.0));
         Self {
             owner: owner.map(|owner| owner.uid.clone()),
             managed: secret.labels().get(LABEL_MANAGED).is_some_and(|value| value == "true"),
             expires: expires.map(|at| at.moment().map_or(f64::INFINITY, |moment| moment.timestamp() as f64)),
             written: annotation(ANNOTATION_DATA_HASH),
-            rotation: newest.is_some_and(|fields| fields.manager.as_deref() == Some(FIELD_MANAGER_ROTATION)),
         }
     }
 }
