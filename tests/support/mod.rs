@@ -24,9 +24,12 @@ pub mod spans;
 
 use std::{
     future::Future,
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
+
+use futures::FutureExt as _;
 
 use self::invariants::Recorder;
 pub use agent::Agent;
@@ -70,12 +73,17 @@ tokio::task_local! {
 /// Runs a scenario to its end, and fails if one of the [invariants] did not hold in one of its namespaces.
 pub fn scenario(story: impl Future<Output = ()>) {
     recorded(async {
-        story.await;
+        let ended = AssertUnwindSafe(story).catch_unwind().await;
         let recorders = RECORDERS.with(|recorders| recorders.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        recorders.iter().for_each(|recorder| {
-            recorder.finish();
-            recorder.judge();
-        });
+        let finished = recorders.iter().inspect(|recorder| recorder.finish());
+        let violated: Vec<String> = finished.filter_map(|recorder| recorder.violated()).collect();
+        let violated = violated.join("\n");
+        if let Err(panic) = ended {
+            // The invariants may show why it failed.
+            eprintln!("{violated}");
+            resume_unwind(panic);
+        }
+        assert!(violated.is_empty(), "{violated}");
     });
 }
 
@@ -91,7 +99,7 @@ pub fn run(story: impl Future<Output = ()>) {
 
 /// Does something on a thread of the runtime, whose stack is larger than that of a test's thread.
 pub async fn on_worker<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> T {
-    RUNTIME.spawn(Box::pin(task)).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    RUNTIME.spawn(Box::pin(task)).await.unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }
 
 /// Spawns what may outlive a scenario.
