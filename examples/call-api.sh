@@ -13,11 +13,11 @@ where=(${TOKENCACHE_NAMESPACE_OF_CALL:+--namespace "$TOKENCACHE_NAMESPACE_OF_CAL
 # call: prints the status; the body goes to a file. The token is handed to curl by a pipe, where no list of processes
 # shows it.
 call() {
-  printf 'header = "Authorization: Bearer %s"' "$TOKEN" |
+  printf 'header = "Authorization: Bearer %s"' "$TOKENCACHE_TOKEN" |
     curl --silent --show-error --config - --output "$body" --write-out '%{http_code}' "$url"
 }
 
-# take_token: its variables are TOKEN, and what else the Secret holds, in capitals.
+# take_token: sets TOKENCACHE_TOKEN, and a variable for each other key of the Secret.
 take_token() {
   local variables
   variables=$(tokencache fetch "$name" "${where[@]}" -o env)

@@ -65,6 +65,7 @@ pub mod slim;
 pub mod status;
 #[cfg(feature = "controller")]
 pub mod store;
+pub mod text;
 pub mod time;
 #[cfg(feature = "controller")]
 pub mod traces;

@@ -18,6 +18,7 @@ use crate::{
     client::{Client, Error},
     cluster_time::ClusterTime,
     connect::connect_through,
+    text::visible,
     time::Clock,
 };
 
@@ -79,11 +80,11 @@ fn code(error: &Error) -> u8 {
     }
 }
 
-/// Says on standard error what is wrong.
+/// Says on standard error what is wrong. The message may contain what others wrote into a status.
 pub(super) fn say(message: &str) {
     let style = Style::for_terminal(std::io::stderr().is_terminal());
     // There is nobody to tell that nobody can be told.
-    let _ = writeln!(std::io::stderr(), "{} {message}", style.bad("tokencache:"));
+    let _ = writeln!(std::io::stderr(), "{} {}", style.bad("tokencache:"), visible(message));
 }
 
 fn hint(message: &str) {

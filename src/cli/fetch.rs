@@ -15,7 +15,7 @@ use super::{
     signals::Signals,
     waiting,
 };
-use crate::{api, client::Value};
+use crate::{api, client::Value, text::is_unseen};
 
 /// What scripts can rely on.
 pub(super) const EXIT_CODES: &str = "Exit codes:\n  0 a value; 1 the run failed, said with its reason as soon as it has; 2 wrong usage; 3 no such\n  TokenCache; 4 timeout";
@@ -32,6 +32,10 @@ pub(super) struct Flags {
     /// Key of the Secret. Default with -o value: token, or the only key; with -o json and -o env: all
     #[arg(long)]
     key: Option<String>,
+    /// With -o env: what the name of each variable begins with. An empty one lets whoever may edit the TokenCache set
+    /// any variable, such as PATH
+    #[arg(long, value_name = "TEXT", default_value = "TOKENCACHE_", value_parser = prefix)]
+    prefix: String,
     /// Fetch a new value where the cached one has less than this left
     #[arg(long, value_name = "DURATION", default_value = "0s")]
     min_remaining: api::Duration,
@@ -52,7 +56,7 @@ enum Output {
     Value,
     /// {"data": {…}, "expiresAt": …, "fetchedAt": …}
     Json,
-    /// KEY='…', one line for each key, for a shell's eval
+    /// TOKENCACHE_KEY='…', one line for each key, for a shell's eval
     Env,
 }
 
@@ -85,13 +89,16 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
             if let Some(error) = key.and_then(|key| value.select(Some(key)).err()) {
                 return Ok(consumer.fail(&error).await);
             }
-            match env(&value, key) {
+            match env(&value, key, &flags.prefix) {
                 Ok(text) => text,
                 Err(message) => return Ok(misused(&message)),
             }
         }
     };
     let mut out = std::io::stdout().lock();
+    if out.is_terminal() && !is_for_terminals(&text) {
+        return Ok(misused("the value has characters on which a terminal acts: send the output to a file or a pipe"));
+    }
     out.write_all(&text)?;
     // A file or a pipe gets the bytes as they are, a person a line.
     if out.is_terminal() && !text.ends_with(b"\n") {
@@ -99,6 +106,21 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a terminal shows this as it is, and does nothing else.
+fn is_for_terminals(text: &[u8]) -> bool {
+    let acts = |c: char| !matches!(c, '\n' | '\r' | '\t') && is_unseen(c);
+    std::str::from_utf8(text).is_ok_and(|text| !text.contains(acts))
+}
+
+/// Reads the flag `--prefix`.
+fn prefix(text: &str) -> Result<String, String> {
+    let fits = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if !fits || text.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err("use letters, digits and _, and no digit first".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 type Text = Zeroizing<Vec<u8>>;
@@ -113,12 +135,12 @@ fn entries<'a>(value: &'a Value, key: Option<&'a str>) -> impl Iterator<Item = R
     })
 }
 
-fn env(value: &Value, key: Option<&str>) -> Result<Text, String> {
+fn env(value: &Value, key: Option<&str>, prefix: &str) -> Result<Text, String> {
     let mut text = Zeroizing::new(Vec::with_capacity(64 * 1024));
     let mut names = std::collections::BTreeSet::new();
     for entry in entries(value, key) {
         let (key, value) = entry?;
-        let name = variable(key);
+        let name = variable(prefix, key);
         if value.contains('\0') {
             return Err(format!("the value under {key} has a zero byte, which no variable can hold"));
         }
@@ -133,11 +155,11 @@ fn env(value: &Value, key: Option<&str>) -> Result<Text, String> {
     Ok(text)
 }
 
-/// The name of a variable for a key: capitals, digits and `_`, no digit first.
-fn variable(key: &str) -> String {
+/// The name of a variable for a key: the prefix, then capitals, digits and `_`; no digit first.
+fn variable(prefix: &str, key: &str) -> String {
     let name = key.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' });
-    let digit = key.starts_with(|c: char| c.is_ascii_digit());
-    digit.then_some('_').into_iter().chain(name).collect()
+    let digit = prefix.is_empty() && key.starts_with(|c: char| c.is_ascii_digit());
+    prefix.chars().chain(digit.then_some('_')).chain(name).collect()
 }
 
 #[cfg(test)]
@@ -146,8 +168,35 @@ mod tests {
 
     #[test]
     fn keys_become_names_of_variables() {
-        for (key, name) in [("token", "TOKEN"), ("tls.crt", "TLS_CRT"), ("9-lives", "_9_LIVES"), (".netrc", "_NETRC")] {
-            assert_eq!(variable(key), name);
+        for (prefix, key, name) in [
+            ("", "token", "TOKEN"),
+            ("", "tls.crt", "TLS_CRT"),
+            ("", "9-lives", "_9_LIVES"),
+            ("", ".netrc", "_NETRC"),
+            ("TOKENCACHE_", "PATH", "TOKENCACHE_PATH"),
+            ("Api", "9-lives", "Api9_LIVES"),
+        ] {
+            assert_eq!(variable(prefix, key), name);
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_the_beginning_of_a_variables_name() {
+        for (text, fits) in [("", true), ("API_", true), ("a9", true), ("9a", false), ("a b", false), ("a;b", false)] {
+            assert_eq!(prefix(text).is_ok(), fits, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_not_shown_there() {
+        for (text, shown) in [
+            (&b"eyJhbGciOi.x-_"[..], true),
+            ("-----BEGIN KEY-----\r\n\té\n".as_bytes(), true),
+            (b"\x1b[2J", false),
+            ("\u{9b}2J".as_bytes(), false),
+            (b"\xff\xfe", false),
+        ] {
+            assert_eq!(is_for_terminals(text), shown, "{text:?}");
         }
     }
 }

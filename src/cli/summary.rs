@@ -6,10 +6,12 @@ use serde::Serialize;
 use crate::{
     api::{ExpiresAt, LastFailure},
     client::Cache,
+    text::visible_line,
     time::rfc3339,
 };
 
-/// What people ask of a TokenCache.
+/// What people ask of a TokenCache. Its texts come from whoever may write its status or its Lease, so a terminal must not
+/// act on them.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Summary {
@@ -51,19 +53,24 @@ impl Summary {
             namespace: cache.namespace().to_owned(),
             name: cache.name().to_owned(),
             ready: ready.as_ref().is_some_and(|ready| ready.status == "True"),
-            reason: ready.as_ref().map_or_else(|| "Unknown".to_owned(), |ready| ready.reason.clone()),
-            message: ready.map_or_else(|| "no controller has looked at it yet".to_owned(), |ready| ready.message),
+            reason: ready.as_ref().map_or_else(|| "Unknown".to_owned(), |ready| visible_line(&ready.reason)),
+            message: ready
+                .map_or_else(|| "no controller has looked at it yet".to_owned(), |ready| visible_line(&ready.message)),
             expires_at: status.expires_at,
             fetched_at: status.fetched_at.map(rfc3339),
             refresh_at: status.refresh_at.map(rfc3339),
             next_retry_at: status.next_retry_at.map(rfc3339),
-            source: status.source.unwrap_or_default(),
-            secret: cache.secret_name().to_owned(),
+            source: visible_line(&status.source.unwrap_or_default()),
+            secret: visible_line(cache.secret_name()),
             runs: status.runs,
             failures: status.failures,
-            last_failure: status.last_failure,
-            last_run_by: status.last_run_by,
-            lock: holder.filter(|holder| !holder.is_empty()),
+            last_failure: status.last_failure.map(|failure| LastFailure {
+                reason: visible_line(&failure.reason),
+                message: visible_line(&failure.message),
+                ..failure
+            }),
+            last_run_by: status.last_run_by.as_deref().map(visible_line),
+            lock: holder.as_deref().map(visible_line).filter(|holder| !holder.is_empty()),
             cache,
         }
     }

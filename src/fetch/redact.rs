@@ -3,6 +3,8 @@
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use zeroize::Zeroizing;
 
+use crate::text::is_unseen;
+
 /// How much of a text is shown, in characters.
 const SHOWN: usize = 200;
 
@@ -38,12 +40,8 @@ impl Redactor {
 
 /// Control characters, and those that reorder or hide text in a terminal, become spaces; spaces are joined.
 fn printable(text: &str) -> String {
-    let unseen = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-                | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
-    };
-    text.split(|c: char| c.is_whitespace() || unseen(c)).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    let words = text.split(|c: char| c.is_whitespace() || is_unseen(c)).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

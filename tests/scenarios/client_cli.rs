@@ -3,6 +3,7 @@
 use std::os::unix::fs::symlink;
 
 use futures::future::BoxFuture;
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::config::Kubeconfig;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
@@ -55,10 +56,54 @@ fn fetch_prints_the_value_alone_or_as_json_or_for_a_shell() {
 
         let read = shell(
             &scene.ns,
-            r#"variables="$(tokencache fetch a -n "$NS" -o env)"; eval "$variables"; printf '%s|%s' "$TOKEN" "$QUOTED_TEXT""#,
+            r#"variables="$(tokencache fetch a -n "$NS" -o env)"; eval "$variables"; printf '%s|%s' "$TOKENCACHE_TOKEN" "$TOKENCACHE_QUOTED_TEXT""#,
         );
         assert_eq!(read.await.stdout, format!("{}|it's $HOME\n", secret.token()));
         assert_eq!(scene.server.requests("a"), 1);
+    });
+}
+
+#[test]
+fn a_terminal_acts_on_nothing_that_others_wrote_into_a_status_or_a_lease() {
+    scenario(async {
+        // There is no controller that could correct it.
+        let ns = Namespace::new().await;
+        let source = json!({"oauth2": {"tokenUrl": "http://localhost/token", "clientId": "a"}});
+        let object = json!({"apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "metadata": {"name": "a"},
+            "spec": {"fetch": source}});
+        ns.create::<TokenCache>(object).await;
+        let forged = "\u{1b}[2J\u{1b}]0;forged\u{7}\u{9b}1m";
+        let condition = json!({
+            "type": "Ready", "status": "False", "reason": "Failed", "message": forged,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        });
+        ns.patch_status(
+            "a",
+            json!({
+                "conditions": [condition], "lastRunBy": forged, "failures": 1, "source": forged,
+                "lastFailure": {"reason": forged, "message": forged},
+            }),
+        )
+        .await;
+        let lease = json!({
+            "metadata": {"name": "tokencache-a", "labels": {"tokencache.dev/managed": "true"}},
+            "spec": {"holderIdentity": forged},
+        });
+        ns.create::<Lease>(lease).await;
+        for arguments in [
+            &["status", "a"][..],
+            &["status", "a", "-o", "json"],
+            &["status", "a", "-o", "yaml"],
+            &["list", "-o", "wide"],
+            &["list", "-o", "json"],
+            &["fetch", "a", "--timeout", "1s"],
+            &["refresh", "a", "--timeout", "1s"],
+        ] {
+            let ended = run(&ns, arguments).await;
+            let shown = format!("{}{}", ended.stdout, ended.stderr);
+            assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{arguments:?}: {shown:?}");
+            assert!(arguments[0] != "status" || shown.contains("forged"), "{shown}");
+        }
     });
 }
 
