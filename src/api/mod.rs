@@ -7,6 +7,7 @@ pub mod http;
 pub mod job;
 pub mod names;
 pub mod oauth2;
+pub mod object_name;
 pub mod service_account_token;
 mod spec;
 mod status;

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::grants::{Assertion, ClientAuth, Grant, ServiceAccountRef, SigningAlgorithm, TokenSource};
+use super::object_name;
 
 /// The grant of a rule, with its default.
 macro_rules! grant {
@@ -163,10 +164,10 @@ impl OAuth2 {
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = object_name::PATTERN))]
     pub name: String,
     /// Key in its data.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = object_name::KEY_PATTERN))]
     pub key: String,
 }
 
@@ -175,7 +176,7 @@ pub struct SecretKeyRef {
 #[serde(rename_all = "camelCase")]
 pub struct SecretRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = object_name::PATTERN))]
     pub name: String,
 }
 
@@ -210,10 +211,10 @@ pub struct CaRef {
     /// Secret or ConfigMap.
     pub kind: CaKind,
     /// Its name.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = object_name::PATTERN))]
     pub name: String,
     /// Key in its data.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = object_name::KEY_PATTERN))]
     pub key: String,
 }
 

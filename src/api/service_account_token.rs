@@ -3,7 +3,7 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Duration;
+use super::{Duration, object_name};
 
 /// A token of a ServiceAccount in the TokenCache's namespace (TokenRequest API). The ServiceAccount must carry the label
 /// tokencache.dev/source: "true".
@@ -11,7 +11,7 @@ use super::Duration;
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountToken {
     /// Name of the ServiceAccount.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = object_name::PATTERN))]
     pub service_account_name: String,
 
     /// Who is to take the token. Default: the API server itself.

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Duration, TokenCacheStatus, github_app::GitHubApp, http::Http, job::Job, oauth2::OAuth2,
+    Duration, TokenCacheStatus, github_app::GitHubApp, http::Http, job::Job, oauth2::OAuth2, object_name,
     service_account_token::ServiceAccountToken,
 };
 
@@ -86,7 +86,7 @@ pub struct RolloutRestartTarget {
     /// Deployment, StatefulSet or DaemonSet.
     pub kind: WorkloadKind,
     /// Its name.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = object_name::PATTERN))]
     pub name: String,
 }
 
@@ -300,7 +300,7 @@ pub struct Target {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 253),
-        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        regex(pattern = object_name::PATTERN)
     )]
     #[x_kube(validation = Rule::new("!(self.startsWith('tokencache-') && self.endsWith('-state'))").message("must not be like tokencache-NAME-state, which is reserved for the Secrets that store the states of jobs"))]
     pub name: Option<String>,

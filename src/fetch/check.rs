@@ -1,7 +1,7 @@
 //! What the CRD's rules cannot check.
 
-use super::{expression, http_client::renamed, tls::decode_bundle};
-use crate::api::{Invalid, Source, Target, TokenCacheSpec, oauth2::Tls};
+use super::{expression, http_client::renamed, references, tls::decode_bundle};
+use crate::api::{Invalid, Source, Target, TokenCacheSpec, oauth2::Tls, object_name::is_object_name};
 
 /// Largest sum of annotations that the API server takes, keys and values.
 const MAX_ANNOTATIONS: usize = 256 * 1024;
@@ -11,6 +11,7 @@ const MAX_ANNOTATIONS: usize = 256 * 1024;
 /// # Errors
 /// The first finding, with the field's path.
 pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
+    check_object_names(spec)?;
     match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => {
             check_tls("spec.fetch.oauth2.tls", &oauth2.token_url, oauth2.tls.as_ref())?;
@@ -30,6 +31,30 @@ pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
         Some(Source::ServiceAccountToken(_)) | None => {}
     }
     check_target(&spec.target)
+}
+
+/// Names become parts of paths of the API server. The CRD checks those in fields of their own, but not those in a job's
+/// template, nor in objects that were stored before it did.
+fn check_object_names(spec: &TokenCacheSpec) -> Result<(), Invalid> {
+    let sources = references(spec).into_iter().map(|reference| {
+        let field =
+            spec.fetch.source().map_or_else(|| "spec.fetch".to_owned(), |it| format!("spec.fetch.{}", it.name()));
+        (field, reference.kind.to_string(), reference.name)
+    });
+    let workloads = spec.rollout_restart_targets.iter().enumerate().map(|(index, workload)| {
+        (format!("spec.rolloutRestartTargets[{index}].name"), format!("{:?}", workload.kind), workload.name.clone())
+    });
+    let target = spec.target.name.clone().map(|name| ("spec.target.name".to_owned(), "Secret".to_owned(), name));
+    match sources.chain(workloads).chain(target).find(|(_, _, name)| !is_object_name(name)) {
+        None => Ok(()),
+        Some((field, kind, name)) => Err(Invalid::new(
+            field,
+            format!(
+                "{name:?} is no name of a {kind}: it must be at most 253 lower-case letters, digits, '-' and '.', with a \
+                 letter or digit first and last"
+            ),
+        )),
+    }
 }
 
 fn check_tls(field: &str, url: &str, tls: Option<&Tls>) -> Result<(), Invalid> {
@@ -108,7 +133,7 @@ fn wrong_key(key: &str) -> Option<&'static str> {
         );
     }
     prefix
-        .filter(|prefix| !is_subdomain(prefix))
+        .filter(|prefix| !is_object_name(prefix))
         .map(|_| "the key's prefix before '/' must be a DNS name in lower case")
 }
 
@@ -123,16 +148,6 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.ends_with(|c: char| c.is_ascii_alphanumeric())
-}
-
-fn is_subdomain(text: &str) -> bool {
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    text.len() <= 253 && text.split('.').all(label)
 }
 
 #[cfg(test)]
@@ -164,6 +179,52 @@ mod tests {
             (json!({}), json!({"caBundle": BASE64_STANDARD.encode(pem), "serverName": "id.example.com"})),
         ] {
             assert_eq!(check(&spec(target.clone(), tls)), Ok(()), "{target}");
+        }
+    }
+
+    #[test]
+    fn names_of_objects_that_would_lead_to_another_path_are_refused() {
+        let spec = |source: Value, more: Value| -> TokenCacheSpec {
+            let mut spec = json!({"fetch": source});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value(spec).unwrap()
+        };
+        let oauth2 = |change: Value| {
+            let mut source = json!({"tokenUrl": "https://id.example.com/token", "clientId": "me"});
+            source.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            json!({ "oauth2": source })
+        };
+        let job = |pod: Value| json!({"job": {"template": {"spec": pod}}});
+        let container = json!([{"name": "a", "image": "i"}]);
+        for name in ["rt#", "rt?x=", "rt/", "%72t", "..", "../secrets/rt", "A", ""] {
+            let reference = json!({"name": name, "key": "k"});
+            let workload = json!({"rolloutRestartTargets": [{"kind": "Deployment", "name": name}]});
+            let volumes = json!([{"name": "v", "secret": {"secretName": name}}]);
+            for (spec, field) in [
+                (spec(oauth2(json!({"refreshTokenRef": reference})), json!({})), "spec.fetch.oauth2"),
+                (
+                    spec(oauth2(json!({"tls": {"caRef": {"kind": "ConfigMap", "name": name, "key": "k"}}})), json!({})),
+                    "spec.fetch.oauth2",
+                ),
+                (
+                    spec(oauth2(json!({"proxy": {"url": "http://p", "credentialsRef": {"name": name}}})), json!({})),
+                    "spec.fetch.oauth2",
+                ),
+                (
+                    spec(json!({"serviceAccountToken": {"serviceAccountName": name}}), json!({})),
+                    "spec.fetch.serviceAccountToken",
+                ),
+                (
+                    spec(job(json!({"containers": container, "serviceAccountName": format!("{name}#")})), json!({})),
+                    "spec.fetch.job",
+                ),
+                (spec(job(json!({"containers": container, "volumes": volumes})), json!({})), "spec.fetch.job"),
+                (spec(oauth2(json!({})), workload), "spec.rolloutRestartTargets[0].name"),
+                (spec(oauth2(json!({})), json!({"target": {"name": name}})), "spec.target.name"),
+            ] {
+                let invalid = check(&spec).expect_err(name);
+                assert_eq!(invalid.field, field, "{name}: {}", invalid.message);
+            }
         }
     }
 

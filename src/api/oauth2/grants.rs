@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::SecretKeyRef;
-use crate::api::Duration;
+use crate::api::{Duration, object_name};
 
 /// The grant by which a token is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -131,7 +131,7 @@ pub struct TokenSource {
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountRef {
     /// Its name.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = object_name::PATTERN))]
     pub name: String,
 
     /// For whom its token is: what the server wants to find in `aud`.
