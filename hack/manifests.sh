@@ -12,10 +12,12 @@ source "$HACK/lib/tools.sh"
 
 usage() {
   cat <<'HELP'
-usage: hack/manifests.sh [FOLDER]
+usage: hack/manifests.sh [FOLDER [ARGUMENT…]]
 
-Writes rbac.yaml and controller.yaml, as the chart charts/tokencache makes them with its default values, into FOLDER, by
-default config/. A test fails when those in config/ are stale.
+Writes rbac.yaml, controller.yaml and policies.yaml, as the chart charts/tokencache makes them with its default values, and
+policy-authors.yaml, which is off by default, into FOLDER, by default config/. A test fails when those in config/ are stale.
+
+Arguments go to helm: hack/manifests.sh FOLDER --set features.jobs=true
 HELP
 }
 
@@ -25,7 +27,8 @@ render() {
   shift
   for template in "$@"; do shown+=(--show-only "templates/$template.yaml"); done
   printf '# Generated from charts/tokencache by: make manifests\n%s\n' "$header"
-  "$TOOLS/helm" template tokencache "$HACK/../charts/tokencache" --namespace tokencache-system "${shown[@]}" |
+  "$TOOLS/helm" template tokencache "$HACK/../charts/tokencache" --namespace tokencache-system \
+    --set policies.authors=true "${ARGUMENTS[@]}" "${shown[@]}" |
     sed -e '/^# Source: /d' -e '/managed-by: "Helm"/d' -e '/helm\.sh\/chart: /d'
 }
 
@@ -35,9 +38,14 @@ main() {
     exit
   }
   local folder=${1:-$HACK/../config}
+  ARGUMENTS=("${@:2}")
   ensure_tools
   render '# The rights of the controller, and no more. They hold in all namespaces.' serviceaccount rbac >"$folder/rbac.yaml"
   render '# The controller.' deployment service poddisruptionbudget networkpolicy >"$folder/controller.yaml"
+  render '# What the API server enforces besides permissions. Kubernetes 1.30 and newer.' \
+    policy-status policy-controller policy-guards >"$folder/policies.yaml"
+  render '# Authors of TokenCaches need the permissions that these use. Kubernetes 1.30 and newer.' \
+    policy-authors >"$folder/policy-authors.yaml"
 }
 
 main "$@"

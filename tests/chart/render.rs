@@ -12,7 +12,12 @@ fn everything() -> Value {
         "imagePullSecrets": [{"name": "pull"}],
         "replicas": 3, "watchNamespaces": ["a", "b", "a"], "concurrency": 7, "leaseDuration": "30s",
         "requireSourceLabel": false, "allowCidrs": ["127.0.0.0/8", "::1/128"], "denyCidrs": ["10.0.0.0/8"],
-        "features": {"jobs": false, "serviceAccountTokens": false, "restarts": false},
+        "features": {"jobs": true, "serviceAccountTokens": true, "restarts": true},
+        "profile": "default", "clusterCidrs": ["198.18.0.0/15"],
+        "policies": {
+            "status": true, "guards": true, "authors": true,
+            "controller": {"enabled": true, "secretTypes": ["example.com/a"], "reservedPrefixes": ["example.com/"]},
+        },
         "log": {"format": "text", "level": "info,tokencache=debug"},
         "traces": {"endpoint": "http://collector:4318"},
         "crds": {"install": true, "keep": false, "annotations": {"example.com/x": "y"}},
@@ -115,7 +120,7 @@ fn every_option_is_seen_in_what_is_rendered() {
         "--concurrency=7",
         "--lease-duration=30s",
         "--require-source-label=false",
-        "--allow-jobs=false",
+        "--allow-jobs=true",
         "--log-format=text",
         "--otlp-endpoint=http://collector:4318",
         "--namespace=a",
@@ -216,7 +221,7 @@ fn the_service_gets_a_valid_name_for_every_name_of_a_release() {
 }
 
 #[test]
-fn with_a_list_of_namespaces_only_the_definition_is_cluster_wide() {
+fn with_a_list_of_namespaces_only_the_definition_and_policies_are_cluster_wide() {
     let objects = render(&everything());
     assert!(!kinds(&objects).iter().any(|kind| kind.starts_with("ClusterRole")), "{:?}", kinds(&objects));
     for namespace in ["a", "b"] {
@@ -225,10 +230,15 @@ fn with_a_list_of_namespaces_only_the_definition_is_cluster_wide() {
         };
         assert_eq!((of("Role"), of("RoleBinding")), (1, 1), "{namespace}");
     }
-    let text = json!(objects).to_string();
+    let roles = |objects: Vec<Value>| {
+        let roles =
+            objects.into_iter().filter(|object| object["kind"].as_str().is_some_and(|kind| kind.ends_with("Role")));
+        json!(roles.collect::<Vec<_>>()).to_string()
+    };
+    let text = roles(objects);
     for right in [r#"["jobs"]"#, "serviceaccounts/token", "statefulsets"] {
-        assert!(!text.contains(right), "what its feature does not need: {right}");
-        assert!(json!(render(&json!({}))).to_string().contains(right), "and with it: {right}");
+        assert!(text.contains(right), "what its feature needs: {right}");
+        assert!(!roles(render(&json!({}))).contains(right), "without it: {right}");
     }
 }
 
@@ -238,8 +248,106 @@ fn what_is_switched_off_is_not_rendered() {
         "crds": {"install": false}, "rbac": {"create": false}, "serviceAccount": {"create": false},
         "podDisruptionBudget": {"enabled": false}, "networkPolicy": {"enabled": false},
         "metrics": {"service": {"enabled": false}},
+        "policies": {"status": false, "guards": false, "controller": {"enabled": false}},
     });
     assert_eq!(kinds(&render(&off)), ["Deployment"]);
+}
+
+/// The policies and their bindings, by kind and name.
+fn policies(objects: &[Value]) -> Vec<String> {
+    let policies = objects.iter().filter(|object| object["apiVersion"] == "admissionregistration.k8s.io/v1");
+    policies.map(|object| format!("{} {}", object["kind"], object["metadata"]["name"]).replace('"', "")).collect()
+}
+
+#[test]
+fn policies_are_for_kubernetes_1_30_and_newer() {
+    let of = |version: &str, values: &[&str]| {
+        let arguments = ["template", "rel", &chart(), "--namespace", "ops", "--kube-version", version];
+        let text = must("helm", &[&arguments[..], values].concat());
+        policies(&serde_saphyr::from_multiple::<Value>(&text).expect("YAML"))
+    };
+    assert_eq!(of("1.29.14", &[]), Vec::<String>::new());
+    let mut wanted = Vec::new();
+    for policy in ["controller", "locks", "runs", "status", "values"] {
+        wanted.push(format!("ValidatingAdmissionPolicy rel-tokencache-{policy}"));
+        wanted.push(format!("ValidatingAdmissionPolicyBinding rel-tokencache-{policy}"));
+    }
+    wanted.sort();
+    let sorted = |mut found: Vec<String>| {
+        found.sort();
+        found
+    };
+    assert_eq!(sorted(of("v1.30.0-gke.1", &[])), wanted);
+    let with_authors = of("1.36.2", &["--set", "policies.authors=true"]);
+    assert!(with_authors.contains(&"ValidatingAdmissionPolicy rel-tokencache-authors".to_owned()), "{with_authors:?}");
+}
+
+#[test]
+fn policies_follow_the_account_and_the_namespaces_of_the_release() {
+    let all = render(&json!({}));
+    let text = json!(all).to_string();
+    assert!(text.contains("'system:serviceaccount:ops:rel-tokencache'"), "{text}");
+    assert!(text.contains("['kube-system', 'kube-public', 'kube-node-lease', 'ops']"), "{text}");
+    assert!(
+        find(&all, "ValidatingAdmissionPolicyBinding", "rel-tokencache-status")["spec"]["matchResources"].is_null()
+    );
+
+    let mut values = everything();
+    values["watchNamespaces"] = json!(["a", "ops"]);
+    let some = render(&values);
+    let text = json!(some).to_string();
+    assert!(text.contains("'system:serviceaccount:ops:other'"), "{text}");
+    // Only its owner can have named its own namespace.
+    assert!(text.contains("['kube-system', 'kube-public', 'kube-node-lease']"), "{text}");
+    assert!(text.contains("['example.com/a']") && text.contains("['example.com/']"), "{text}");
+    for policy in ["status", "locks", "values", "runs", "authors"] {
+        let binding = find(&some, "ValidatingAdmissionPolicyBinding", &format!("ops-tc-full-{policy}"));
+        let wanted = json!([{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "ops"]}]);
+        assert_eq!(binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"], wanted);
+    }
+    let binding = find(&some, "ValidatingAdmissionPolicyBinding", "ops-tc-full-controller");
+    assert!(binding["spec"]["matchResources"].is_null(), "the controller is limited everywhere");
+}
+
+#[test]
+fn the_profile_multi_tenant_denies_networks_and_refuses_what_contradicts_it() {
+    let tenants = |change: Value| {
+        let mut values =
+            json!({"profile": "multiTenant", "clusterCidrs": ["198.18.0.0/15"], "denyCidrs": ["192.0.2.0/24"]});
+        crate::support::manifests::merge(&mut values, change);
+        values
+    };
+    let objects = render(&tenants(json!({})));
+    let arguments =
+        find(&objects, "Deployment", "rel-tokencache")["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
+    for network in
+        ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "198.18.0.0/15", "192.0.2.0/24"]
+    {
+        assert!(arguments.contains(&format!("--deny-cidr={network}")), "{network}: {arguments}");
+    }
+    assert!(
+        arguments.contains("--allow-jobs=false") && arguments.contains("--require-source-label=true"),
+        "{arguments}"
+    );
+    for policy in ["status", "locks", "values", "runs", "controller", "authors"] {
+        find(&objects, "ValidatingAdmissionPolicyBinding", &format!("rel-tokencache-{policy}"));
+    }
+    for (change, words) in [
+        (json!({"features": {"jobs": true}}), "features.jobs"),
+        (json!({"requireSourceLabel": false}), "requireSourceLabel"),
+        (json!({"policies": {"status": false}}), "policies.status"),
+        (json!({"policies": {"guards": false}}), "policies.guards"),
+        (json!({"policies": {"controller": {"enabled": false}}}), "policies.controller.enabled"),
+        (json!({"profile": "multi-tenant"}), "profile"),
+    ] {
+        let error = try_render(&tenants(change)).expect_err(words);
+        assert!(error.contains(words), "{error}");
+    }
+    let arguments = ["template", "rel", &chart(), "--set", "profile=multiTenant", "--kube-version", "1.29.0"];
+    let error = String::from_utf8_lossy(&run("helm", &arguments).stderr).into_owned();
+    assert!(error.contains("Kubernetes 1.30 or later, but this is v1.29.0"), "{error}");
+    let shared = render(&json!({"clusterCidrs": ["198.18.0.0/15"]}));
+    assert!(!json!(shared).to_string().contains("--deny-cidr"), "{shared:?}");
 }
 
 #[test]
@@ -289,6 +397,10 @@ fn a_wrong_value_is_refused_with_its_name() {
         (json!({"metrics": {"servicemonitor": {"enabled": true}}}), "servicemonitor"),
         (json!({"metrics": {"service": {"enabled": false}, "serviceMonitor": {"enabled": true}}}), "metrics.service"),
         (json!({"podDisruptionBudget": {"maxUnavailable": 0}}), "maxUnavailable"),
+        (json!({"policies": {"controller": true}}), "controller"),
+        (json!({"policies": {"controller": {"secretTypes": []}}}), "secretTypes"),
+        (json!({"policies": {"controller": {"secretTypes": ["a'"]}}}), "secretTypes"),
+        (json!({"policies": {"controller": {"reservedPrefixes": ["argocd.argoproj.io"]}}}), "reservedPrefixes"),
     ] {
         let error = try_render(&wrong).expect_err(&wrong.to_string());
         assert!(error.contains(name), "{wrong}: {error}");
@@ -299,7 +411,7 @@ fn a_wrong_value_is_refused_with_its_name() {
 fn the_manifests_for_those_without_helm_are_those_of_the_chart() {
     let folder = tempfile::tempdir().expect("a folder");
     hack("manifests.sh", &[folder.path().to_str().expect("a path")]);
-    for file in ["rbac.yaml", "controller.yaml"] {
+    for file in ["rbac.yaml", "controller.yaml", "policies.yaml", "policy-authors.yaml"] {
         let made = std::fs::read_to_string(folder.path().join(file)).expect(file);
         let kept = std::fs::read_to_string(repository("config").join(file)).expect(file);
         assert!(made == kept, "config/{file} is stale: make manifests");

@@ -86,6 +86,10 @@ impl Way {
         let Self::Kustomize(copy) = self else { return };
         let folder = copy.path().join("config");
         must("kubectl", &["apply", "--validate=false", "-k", folder.to_str().expect("a path")]);
+        if policies_are_supported() {
+            let file = folder.join("policies.yaml");
+            must("kubectl", &["apply", "-f", file.to_str().expect("a path")]);
+        }
         let status = ["rollout", "status", "deployment/tokencache", "--namespace", NAMESPACE, "--timeout", "3m"];
         must("kubectl", &status);
     }
@@ -97,6 +101,9 @@ impl Way {
             Self::Kustomize(copy) => {
                 let file = |name: &str| copy.path().join("config").join(name).to_string_lossy().into_owned();
                 must("kubectl", &["delete", "-f", &file("controller.yaml"), "-f", &file("rbac.yaml")]);
+                if policies_are_supported() {
+                    must("kubectl", &["delete", "-f", &file("policies.yaml")]);
+                }
             }
         }
         of_pods("its pods are gone", poll(|| async { pods(client).await.is_empty().then_some(()) })).await;
@@ -106,6 +113,12 @@ impl Way {
 fn policy_version() -> &'static str {
     let known = must("kubectl", &["api-versions"]);
     if known.lines().any(|line| line == "policy/v1") { "policy/v1" } else { "policy/v1beta1" }
+}
+
+/// Whether the API server has ValidatingAdmissionPolicies, which came with Kubernetes 1.30.
+fn policies_are_supported() -> bool {
+    let known = must("kubectl", &["api-resources", "--api-group=admissionregistration.k8s.io", "--output=name"]);
+    known.contains("validatingadmissionpolicies.")
 }
 
 /// Creates the namespace of the controllers, with the level that they need, if it is not there.
