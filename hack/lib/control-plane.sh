@@ -57,12 +57,13 @@ CNF
   certificate authority authority '/CN=tokencache test authority'
 }
 
-# make_certificates: the API server's, the admin's, and the service accounts' signing key.
+# make_certificates: those of the API server, the admin and kube-controller-manager, and the service accounts' signing key.
 make_certificates() {
   local names=DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc
   certificate apiserver leaf '/CN=kube-apiserver' \
     "IP:127.0.0.1,IP:$SERVICE_ADDRESS,$names,DNS:kubernetes.default.svc.cluster.local"
   certificate admin leaf '/O=system:masters/CN=admin'
+  certificate controller-manager leaf '/O=system:masters/CN=system:kube-controller-manager'
   openssl genrsa -out "$DIR/pki/service-accounts.key" 2048 2>/dev/null
 }
 
@@ -111,6 +112,7 @@ start_control_plane() {
     start_etcd "${ports[0]}" "${ports[1]}"
     ((attempt > 1)) || make_certificates
     kubeconfig admin "https://$1:${ports[2]}" >"$DIR/kubeconfig"
+    kubeconfig controller-manager "https://$1:${ports[2]}" >"$DIR/controller-manager.kubeconfig"
     start_apiserver "$1" "${ports[2]}" "${ports[0]}"
     if wait_for 120 "the API server" ready; then
       # Not before: it gives up when the API server takes more than 10 s, and alone it takes a third of one.
@@ -168,8 +170,8 @@ start_controller_manager() {
   local program flags=()
   program=$(binary kube-controller-manager)
   ! older_than 24 "$program" || flags+=(--port=0)
-  # One identity, the admin's, for all controllers: an identity for each takes longer to start.
-  spawn kube-controller-manager "$program" --kubeconfig="$DIR/kubeconfig" --leader-elect=false --secure-port=0 \
+  # One identity for all controllers, with an admin's permissions: an identity for each takes longer to start.
+  spawn kube-controller-manager "$program" --kubeconfig="$DIR/controller-manager.kubeconfig" --leader-elect=false --secure-port=0 \
     --use-service-account-credentials=false --controllers='*' --node-monitor-period=1s \
     --service-account-private-key-file="$DIR/pki/service-accounts.key" --root-ca-file="$DIR/pki/authority.crt" \
     --kube-api-qps=1000 --kube-api-burst=2000 "${flags[@]}"

@@ -134,6 +134,7 @@ fn the_example_in_python_works_and_tells_a_failed_login() {
         let words = [("python:3.13-slim", "tokencache.test/python:1"), ("https://api.partner.example", &url)];
         let mut cache = example("partner-api", &words);
         // Where the server is that stands in for the partner's.
+        stage.ns.lift_policies("the pod uses the network of its node").await;
         merge(&mut cache["spec"]["fetch"]["job"]["template"]["spec"], json!({"hostNetwork": true}));
         cache["spec"]["retry"] = json!({"initialInterval": "5m"});
         stage.ns.create::<TokenCache>(cache).await;

@@ -64,6 +64,7 @@ fn a_shell_fetches_and_its_state_counts_up_and_a_pod_reads_the_new_value() {
         let stage = Stage::new().await;
         let server = TokenServer::start(options()).expect("a token server");
         stage.ns.create::<Secret>(source_secret("client", &server.options().client_secret, true)).await;
+        stage.ns.lift_policies("the pod uses the network of its node").await;
         stage.script("a", "", with_server(&server, "a")).await;
         stage.ns.await_ready("a", true, "Fetched").await;
         let first: Secret = stage.ns.get("a").await;

@@ -177,7 +177,14 @@ fn a_direct_fetch_needs_the_controllers_rights_in_that_namespace() {
         let cache = ns.create::<TokenCache>(token_cache(NAME, &server, lazy())).await;
         assert_eq!(cache.seen().runs, 0);
         let arguments = ["fetch", NAME, "--direct", "--allow-cidr", "127.0.0.0/8"];
-        let account = Account::named(ns.client(), &ns.name, "whole", chart_rules()).await;
+        // Where policies hold, it also counts as a controller.
+        let update = PolicyRule {
+            api_groups: Some(vec!["tokencache.dev".into()]),
+            resources: Some(vec!["tokencaches/status".into()]),
+            verbs: vec!["update".into()],
+            ..PolicyRule::default()
+        };
+        let account = Account::named(ns.client(), &ns.name, "whole", [chart_rules(), vec![update]].concat()).await;
         let ended = tokencache(account.kubeconfig(), &ns.name, &arguments).await;
         assert_eq!(ended.code, 0, "{ended:?}");
         let account = Account::named(ns.client(), &ns.name, "little", rules("fetch")).await;

@@ -32,6 +32,7 @@ mod lifecycle;
 mod lock;
 mod oauth2;
 mod outage;
+mod policies;
 mod prometheus;
 mod proxy;
 mod recipes;

@@ -12,7 +12,7 @@ use kube::{
 use tokencache::client::connect;
 use tokio::sync::OnceCell;
 
-use super::{on_worker, within};
+use super::{on_worker, policies, rights::create_system, within};
 
 const VARIABLE: &str = "TOKENCACHE_TEST_KUBECONFIG";
 
@@ -34,6 +34,8 @@ impl Cluster {
             Box::pin(on_worker(async {
                 let cluster = Self::connect().await;
                 install_crd(&cluster.client).await;
+                create_system(&cluster.client).await;
+                policies::bind(&cluster.client).await;
                 cluster
             }))
         };

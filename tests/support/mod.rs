@@ -16,6 +16,7 @@ mod metrics;
 pub mod namespace;
 mod network;
 mod oidc;
+pub mod policies;
 pub mod rights;
 mod rotation;
 mod scene;

@@ -5,7 +5,7 @@ use std::{io::Write as _, path::Path};
 use k8s_openapi::api::{
     authentication::v1::TokenRequest,
     authorization::v1::SubjectAccessReview,
-    core::v1::ServiceAccount,
+    core::v1::{Namespace as KubeNamespace, ServiceAccount},
     rbac::v1::{PolicyRule, Role, RoleBinding},
 };
 use kube::{Api, Client, api::PostParams, config::Kubeconfig};
@@ -14,6 +14,8 @@ use tempfile::NamedTempFile;
 
 use super::{Cluster, Namespace, poll, within};
 
+/// The namespace of the controllers' account, as README.md says to install the chart.
+pub const SYSTEM: &str = "tokencache-system";
 /// As the chart names it; so is its Role.
 const ACCOUNT: &str = "tokencache";
 /// Longer than any test takes.
@@ -25,29 +27,36 @@ pub struct Account {
 }
 
 impl Account {
-    /// Creates the controllers' account and its Role, and waits until the API server knows of both.
-    pub async fn create(client: &Client, namespace: &str, rules: Vec<PolicyRule>) -> Self {
-        Self::named(client, namespace, ACCOUNT, rules).await
+    /// The controllers' account, which is the same in all namespaces, with these rights in one of them.
+    pub async fn controller(client: &Client, namespace: &str, rules: Vec<PolicyRule>) -> Self {
+        create_system(client).await;
+        Self::bound(client, namespace, (SYSTEM, ACCOUNT), rules).await
     }
 
-    /// The same for an account of another name.
+    /// An account of the namespace itself.
     pub async fn named(client: &Client, namespace: &str, account: &str, rules: Vec<PolicyRule>) -> Self {
-        let probe = rules.last().cloned();
         create::<ServiceAccount>(client, namespace, account, json!({})).await;
+        Self::bound(client, namespace, (namespace, account), rules).await
+    }
+
+    /// Creates a Role for an account, and waits until the API server knows of it.
+    async fn bound(client: &Client, namespace: &str, (home, account): (&str, &str), rules: Vec<PolicyRule>) -> Self {
+        let probe = rules.last().cloned();
         create::<Role>(client, namespace, account, json!({"rules": rules})).await;
         let binding = json!({
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account},
-            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": home}],
         });
         create::<RoleBinding>(client, namespace, account, binding).await;
         if let Some(probe) = probe {
-            let holds = poll(|| async { is_allowed(client, namespace, account, &probe).await.then_some(()) });
+            let user = user(home, account);
+            let holds = poll(|| async { is_allowed(client, namespace, &user, &probe).await.then_some(()) });
             within("the rights hold", holds).await;
         }
         let request: TokenRequest =
             serde_json::from_value(json!({"spec": {"audiences": [], "expirationSeconds": TOKEN_SECONDS}}))
                 .expect("a request");
-        let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+        let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), home);
         let answer = accounts.create_token_request(account, &PostParams::default(), &request).await;
         let token = answer.expect("a token").status.expect("a token").token;
         Self { kubeconfig: kubeconfig(&token).await }
@@ -56,6 +65,28 @@ impl Account {
     /// Path of the kubeconfig.
     pub fn kubeconfig(&self) -> &str {
         self.kubeconfig.path().to_str().expect("a path in UTF-8")
+    }
+}
+
+/// As the API server names a service account.
+fn user(namespace: &str, account: &str) -> String {
+    format!("system:serviceaccount:{namespace}:{account}")
+}
+
+/// Creates the namespace of the controllers' account, and that account, unless they are there.
+pub async fn create_system(client: &Client) {
+    let metadata = |name: &str| json!({"metadata": {"name": name}});
+    let namespace: KubeNamespace = serde_json::from_value(metadata(SYSTEM)).expect("a namespace");
+    unless_there(Api::all(client.clone()).create(&PostParams::default(), &namespace).await);
+    let account: ServiceAccount = serde_json::from_value(metadata(ACCOUNT)).expect("an account");
+    unless_there(Api::namespaced(client.clone(), SYSTEM).create(&PostParams::default(), &account).await);
+}
+
+fn unless_there<T>(created: kube::Result<T>) {
+    match created {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => panic!("not created: {error}"),
     }
 }
 
@@ -99,17 +130,18 @@ async fn await_right(ns: &Namespace, verb: &str, group: &str, resource: &str, wa
         verbs: vec![verb.to_owned()],
         ..PolicyRule::default()
     };
-    let ask = || async { (is_allowed(ns.client(), &ns.name, ACCOUNT, &rule).await == wanted).then_some(()) };
+    let ask =
+        || async { (is_allowed(ns.client(), &ns.name, &user(SYSTEM, ACCOUNT), &rule).await == wanted).then_some(()) };
     within("the changed role is in force", poll(ask)).await;
 }
 
 /// The authorizer learns of a Role by a watch.
-async fn is_allowed(client: &Client, namespace: &str, account: &str, rule: &PolicyRule) -> bool {
+async fn is_allowed(client: &Client, namespace: &str, user: &str, rule: &PolicyRule) -> bool {
     let first = |list: &Option<Vec<String>>| list.as_ref().and_then(|list| list.first().cloned()).unwrap_or_default();
     let resource = first(&rule.resources);
     let (resource, subresource) = resource.split_once('/').unwrap_or((&resource, ""));
     let review: SubjectAccessReview = serde_json::from_value(json!({"spec": {
-        "user": format!("system:serviceaccount:{namespace}:{account}"),
+        "user": user,
         "resourceAttributes": {
             "namespace": namespace, "group": first(&rule.api_groups), "resource": resource,
             "subresource": subresource, "verb": rule.verbs.first(), "name": first(&rule.resource_names),

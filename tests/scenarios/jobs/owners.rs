@@ -27,6 +27,7 @@ fn forged(job: &Job) -> Value {
 fn a_result_is_taken_from_the_jobs_own_pod_only() {
     scenario(async {
         let mut stage = Stage::new().await;
+        stage.ns.lift_policies("another client makes a pod with the labels of a run").await;
         let _controller = stage.controller().await;
         // Keeps the Job controller from creating the pod, and nobody else.
         let quota = json!({
@@ -65,6 +66,7 @@ fn a_result_is_taken_from_the_jobs_own_pod_only() {
 fn a_run_neither_waits_for_pods_nor_deletes_jobs_that_only_bear_its_labels() {
     scenario(async {
         let mut stage = Stage::new().await;
+        stage.ns.lift_policies("another client makes a pod and a Job with the labels of a run").await;
         let labels = json!({"tokencache.dev/cache": "a", "tokencache.dev/managed": "true"});
         let spec = json!({
             "nodeSelector": nowhere(), "automountServiceAccountToken": false,
