@@ -7,7 +7,9 @@
 # owners, modes and times, on however many cores. Only the image's description says when it was built; by buildah with
 # `--timestamp 0` it does not, and the digest is the same too. Each platform is built on itself (by an emulator where the
 # builder is another one).
-FROM rust:1.95-slim-bookworm AS build
+# A tag can move: to build from the very same base again, give its digest, --build-arg BASE=rust@sha256:….
+ARG BASE=rust:1.95-slim-bookworm
+FROM ${BASE} AS build
 # The same CA bundle for all who build on the same base; the TLS library is written partly in C, the allocator wholly.
 RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev make && \
     rm -rf /var/lib/apt/lists/*

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# The OpenID provider of the scenarios: installs what tests/oidc-provider/package.json names, by npm, into the cache
+# The OpenID provider of the scenarios: installs what tests/oidc-provider/package-lock.json names, by npm, into the cache
 # folder, where it is missing, and prints where it is.
+#
+# The lock file names each package with its version and hash, but not where it comes from. After a change of package.json:
+#   npm install --package-lock-only --omit-lockfile-registry-resolved
 set -euo pipefail
 
 HACK="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -9,9 +12,9 @@ source "$HACK/lib/common.sh"
 # shellcheck source-path=SCRIPTDIR source=lib/packages.sh
 source "$HACK/lib/packages.sh"
 
-MANIFEST="$HACK/../tests/oidc-provider/package.json"
+MANIFESTS=("$HACK"/../tests/oidc-provider/package{,-lock}.json)
 # Another version is another folder.
-FOLDER="$CACHE/oidc-provider-$(sha256sum <"$MANIFEST" | cut -c -12)"
+FOLDER="$CACHE/oidc-provider-$(cat "${MANIFESTS[@]}" | sha256sum | cut -c -12)"
 
 fetch_provider() {
   [[ ! -d $FOLDER ]] || return 0
@@ -20,8 +23,8 @@ fetch_provider() {
   local work="$CACHE/oidc-provider.new"
   rm -rf "$work"
   mkdir -p "$work"
-  cp "$MANIFEST" "$work/"
-  (cd "$work" && npm install --silent --no-audit --no-fund --no-package-lock >npm.log 2>&1) || {
+  cp "${MANIFESTS[@]}" "$work/"
+  (cd "$work" && npm ci --silent --no-audit --no-fund --ignore-scripts >npm.log 2>&1) || {
     cat "$work/npm.log" >&2
     die "could not install the npm package oidc-provider"
   }
