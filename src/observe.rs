@@ -14,8 +14,8 @@ use crate::{
     notes::{Ahead, Key, Note, Notes, version},
     plan::Observed,
     reason::Reason,
-    sealed::SealedSecret,
-    secret::{Lifetime, SecretState, Verdict, is_intact, read},
+    sealed::SecretWithManagers,
+    secret::{Lifetime, SecretState, Verdict, is_intact, is_written_by_others, read},
     time::ceil,
 };
 
@@ -136,12 +136,13 @@ pub async fn live_secret(client: &Client, namespace: &str, name: &str) -> Result
 /// # Errors
 /// When the API server fails.
 pub async fn verify(client: &Client, namespace: &str, name: &str) -> Result<Option<(ObjectMeta, Verdict)>, ApiError> {
-    let api = Api::<SealedSecret>::namespaced(client.clone(), namespace);
+    let api = Api::<SecretWithManagers>::namespaced(client.clone(), namespace);
     let secret = limited(api.get_opt(name)).await?;
-    let verdict = |secret: &SealedSecret| if is_intact(secret) { Verdict::Same } else { Verdict::Changed };
     Ok(secret.map(|secret| {
-        let verdict = verdict(&secret);
-        (secret.metadata, verdict)
+        let (secret, managers) = secret.split();
+        // Anyone who may write the Secret can compute the hash.
+        let is_same = is_intact(&secret) && !is_written_by_others(&managers);
+        (secret.metadata, if is_same { Verdict::Same } else { Verdict::Changed })
     }))
 }
 

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fmt};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    api::core::v1::Secret,
+    apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta},
+};
 use kube::Resource;
 use secrecy::{ExposeSecret, SecretSlice};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -58,6 +61,25 @@ impl<'de> Deserialize<'de> for SecretBytes {
         let text = Zeroizing::new(Option::<String>::deserialize(deserializer)?.unwrap_or_default());
         let bytes = STANDARD.decode(text.as_bytes()).map_err(|_| D::Error::custom("a value is not base64"))?;
         Ok(Self(bytes.into()))
+    }
+}
+
+/// A Secret as it is read to see which of its fields were written by whom.
+#[derive(Clone, Debug, Resource, Deserialize)]
+#[resource(inherit = Secret)]
+pub struct SecretWithManagers {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    data: BTreeMap<String, SecretBytes>,
+}
+
+impl SecretWithManagers {
+    /// The Secret, and its `managedFields`.
+    #[must_use]
+    pub fn split(self) -> (SealedSecret, Vec<ManagedFieldsEntry>) {
+        let Self { mut metadata, data } = self;
+        let managers = metadata.managed_fields.take().unwrap_or_default();
+        (SealedSecret { metadata, type_: None, immutable: None, data }, managers)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The Secret that should be, from the spec and a value; and what a Secret that is there tells about its value.
 
 mod target_keys;
+mod writers;
 
 use std::collections::BTreeMap;
 
@@ -8,12 +9,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::{Digest as _, Sha256};
 
+pub use self::writers::{is_written_by_others, written_at};
 use crate::{
     api::{
         ExpiresAt, RetentionPolicy, TokenCache, TokenCacheSpec,
         names::{
             ANNOTATION_CHANGED_AT, ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCH_HASH,
-            ANNOTATION_FETCHED_AT, FIELD_MANAGER, LABEL_MANAGED, LABEL_STATE, RESERVED_PREFIX, is_state_name,
+            ANNOTATION_FETCHED_AT, LABEL_MANAGED, LABEL_STATE, RESERVED_PREFIX, is_state_name,
         },
     },
     lock::Owner,
@@ -183,14 +185,6 @@ pub fn holds_value(cache: &ObjectMeta, secret: &ObjectMeta) -> bool {
         && annotated(ANNOTATION_EXPIRES_AT)
         && !secret.name.as_deref().is_some_and(is_state_name)
         && !secret.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_STATE))
-}
-
-/// When tokencache last wrote to the Secret, by the API server's clock. Only a live read has it.
-#[must_use]
-pub fn written_at(metadata: &ObjectMeta) -> Option<DateTime<Utc>> {
-    let entries = metadata.managed_fields.iter().flatten();
-    let ours = entries.filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
-    ours.filter_map(|entry| time::from_kube(entry.time.as_ref()?)).max()
 }
 
 /// The first label or annotation that should be there and is not, or has another value.

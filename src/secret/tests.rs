@@ -73,19 +73,6 @@ fn only_a_value_of_the_token_cache_is_removed_or_retained_with_it() {
 }
 
 #[test]
-fn when_tokencache_wrote_it_is_told_from_when_others_did() {
-    let metadata =
-        |fields: serde_json::Value| serde_json::from_value(json!({ "managedFields": fields })).expect("metadata");
-    let fields = json!([
-        {"manager": "tokencache", "time": "2026-03-01T12:00:00Z"},
-        {"manager": "tokencache", "time": "2026-03-01T12:00:07Z"},
-        {"manager": "kubectl", "time": "2026-03-01T12:00:09Z"},
-    ]);
-    assert_eq!(written_at(&metadata(fields)), Some(at(7.0)));
-    assert_eq!(written_at(&metadata(json!([]))), None);
-}
-
-#[test]
 fn a_secret_is_intact_until_its_data_or_what_it_says_of_it_changes() {
     let cache = cache(json!({}), json!(null));
     let change = |change: fn(&mut SealedSecret)| {

@@ -1,11 +1,15 @@
 //! What becomes of a Secret that other hands touch.
 
-use k8s_openapi::api::core::v1::Secret;
-use kube::ResourceExt as _;
+use k8s_openapi::{ByteString, api::core::v1::Secret};
+use kube::{ResourceExt as _, api::PostParams};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokencache::api::{
     TokenCache,
-    names::{ANNOTATION_EXPIRES_AT, ANNOTATION_FETCHED_AT, LABEL_MANAGED},
+    names::{
+        ANNOTATION_CHANGED_AT, ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCH_HASH,
+        ANNOTATION_FETCHED_AT, LABEL_MANAGED,
+    },
 };
 
 use crate::support::{CacheView as _, Scene, SecretView as _, scenario, version};
@@ -36,6 +40,46 @@ async fn is_put_right(change: Value) {
     let cache = scene.ns.await_cache("a", "two runs", |cache| cache.seen().runs == 2).await;
     assert!(cache.is(true, "Fetched"), "{:?}", cache.ready());
     assert_eq!(scene.server.requests("a"), 2);
+}
+
+/// The hash of a Secret's data and annotations, as anyone can compute it.
+fn data_hash(secret: &Secret) -> String {
+    let mut hash = Sha256::new();
+    let add = |hash: &mut Sha256, part: &[u8]| {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    };
+    for (key, value) in secret.data.iter().flatten() {
+        add(&mut hash, key.as_bytes());
+        add(&mut hash, &value.0);
+    }
+    let mut all = hash.clone();
+    for key in [ANNOTATION_EXPIRES_AT, ANNOTATION_FETCHED_AT, ANNOTATION_FETCH_HASH, ANNOTATION_CHANGED_AT] {
+        add(&mut all, secret.annotation(key).as_bytes());
+    }
+    let hex = |hash: Sha256| hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>();
+    format!("{}-{}", hex(hash), hex(all))
+}
+
+#[test]
+fn a_forged_value_with_a_hash_that_fits_is_put_right_by_a_new_value() {
+    scenario(async {
+        let scene = Scene::new().await;
+        scene.ready_cache("a", spec()).await;
+        let mut secret = scene.secret("a").await;
+        assert_eq!(secret.annotation(ANNOTATION_DATA_HASH), data_hash(&secret), "it is computed as tokencache does");
+        secret.data = Some([("token".to_owned(), ByteString(b"forged".to_vec()))].into());
+        secret.annotations_mut().insert(ANNOTATION_EXPIRES_AT.to_owned(), "never".to_owned());
+        let hash = data_hash(&secret);
+        secret.annotations_mut().insert(ANNOTATION_DATA_HASH.to_owned(), hash);
+        scene.ns.api::<Secret>().replace("a", &PostParams::default(), &secret).await.expect("it is forged");
+        let right =
+            |secret: &Secret| secret.token().starts_with("ey") && secret.annotation(ANNOTATION_EXPIRES_AT) != "never";
+        scene.ns.await_secret("a", "a value that was fetched", right).await;
+        scene.ns.await_event("a", "Drifted").await;
+        let cache = scene.ns.await_cache("a", "two runs", |cache| cache.seen().runs == 2).await;
+        assert!(cache.is(true, "Fetched"), "{:?}", cache.ready());
+    });
 }
 
 #[test]
