@@ -35,6 +35,10 @@ pub struct Note {
     pub exact: Option<(String, Lifetime)>,
     /// The exact moment of the next attempt.
     pub retry: Option<DateTime<Utc>>,
+    /// Why the last run of this process failed, if it did.
+    pub failed: Option<Reason>,
+    /// Whether nobody else has had the Lease between that run and the last time that this process had it.
+    pub ran_last: bool,
     /// The Secret as this process wrote it or found it live, until the watch shows it.
     pub ahead: Option<Box<Ahead>>,
     /// `status.runs` as this process wrote it, and when; an object with less has not come through the watch yet.
@@ -51,6 +55,9 @@ pub struct Note {
     pub source_changed: Option<Instant>,
     /// When a refresh token was last written back to a Secret that it refers to.
     pub rotated: Option<Instant>,
+    /// The `resourceVersion` of the TokenCache whose status tells a failure that this process has not had, and whether no
+    /// other client can have had it either.
+    pub doubted: Option<Box<(String, bool)>>,
     /// Whether this process has looked at it before.
     pub met: bool,
     /// Since when the Secret is missing although status speaks of one.
@@ -256,6 +263,13 @@ impl Note {
             self.unblocked = Some(runs);
         }
         helps
+    }
+
+    /// Whether another failure that status tells may be disregarded, where nobody else has had the Lease since. Not after
+    /// one that is never repeated by itself.
+    #[must_use]
+    pub fn may_doubt(&self) -> bool {
+        self.ran_last && self.failed.is_none_or(Reason::is_repeated)
     }
 
     /// Whether an object whose change may help against this failure has changed since.

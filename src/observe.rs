@@ -75,7 +75,10 @@ pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: 
     let version = version(metadata);
     let runs = cache.runs();
     let next_retry_at = cache.status.as_ref().and_then(|status| status.next_retry_at);
-    Observed {
+    let doubted = note.doubted.as_deref();
+    let is_forged = doubted
+        .is_some_and(|(doubted, is_forged)| *is_forged && Some(doubted) == cache.metadata.resource_version.as_ref());
+    let seen = Observed {
         cache,
         invalid: note.checked.as_ref().and_then(|(_, invalid)| invalid.as_deref()),
         secret_name: cache.secret_name(),
@@ -83,8 +86,10 @@ pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: 
         exact: note.exact.as_ref().filter(|(known, _)| Some(known.as_str()) == version).map(|(_, lifetime)| *lifetime),
         exact_retry: note.retry.filter(|at| Some(ceil(*at)) == next_retry_at),
         unblocked: note.unblocked == Some(runs),
+        is_forged: false,
         brake: note.brake.as_deref(),
-    }
+    };
+    if is_forged { seen.with_own_failure(note.retry) } else { seen }
 }
 
 /// The notes on a TokenCache, with its spec checked once per generation.
@@ -212,7 +217,10 @@ pub fn note_reported(notes: &Notes, key: &Key, runs: i64, failed: Option<(Instan
     });
 }
 
-/// What is remembered after a failure.
-pub fn note_failed(notes: &Notes, key: &Key, retry_at: DateTime<Utc>) {
-    notes.with(key, |note| note.retry = Some(retry_at));
+/// What is remembered of how a run went: if it failed, why, and when it is tried again.
+pub fn note_outcome(notes: &Notes, key: &Key, failed: Option<(Reason, DateTime<Utc>)>) {
+    notes.with(key, |note| {
+        (note.failed, note.retry) = failed.unzip();
+        note.ran_last = true;
+    });
 }

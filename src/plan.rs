@@ -31,6 +31,8 @@ pub struct Observed<'a> {
     pub exact: Option<Lifetime>,
     /// `status.nextRetryAt` to the fraction of a second, where this process computed it.
     pub exact_retry: Option<DateTime<Utc>>,
+    /// Whether the failure that status tells is of no run. Then `exact_retry` alone says whether the last one failed.
+    pub is_forged: bool,
     /// Whether an object that stood in the way of the last attempt has changed since.
     pub unblocked: bool,
     /// The fetches that this process did out of turn.
@@ -130,8 +132,30 @@ impl Observed<'_> {
         self.secret == SecretState::Absent && status.fetched_at.is_some() && !expired
     }
 
-    fn failures(&self) -> i32 {
-        self.cache.status.as_ref().map_or(0, |status| status.failures)
+    /// Failed runs in a row.
+    #[must_use]
+    pub fn failures(&self) -> i32 {
+        if self.is_forged {
+            return i32::from(self.exact_retry.is_some());
+        }
+        self.cache.status.as_ref().map_or(0, |status| status.failures.max(0))
+    }
+
+    /// Whether status tells a failure that this process has not had. Not where it says whose the Secret or the Lease is:
+    /// whether that is so is looked at.
+    #[must_use]
+    pub fn is_told_failure(&self) -> bool {
+        let Some(status) = self.cache.status.as_ref().filter(|status| status.failures > 0) else { return false };
+        let reason = status.last_failure.as_ref().and_then(|failure| Reason::refusal(&failure.reason));
+        let is_looked_at = matches!(reason, Some(Reason::SecretNotOwned | Reason::LeaseNotOwned));
+        !is_looked_at && self.exact_retry.is_none()
+    }
+
+    /// The same with what this process knows of its own last run in the place of what status tells: when it is tried again,
+    /// if it failed.
+    #[must_use]
+    pub fn with_own_failure(self, retry_at: Option<DateTime<Utc>>) -> Self {
+        Self { is_forged: true, exact_retry: retry_at, ..self }
     }
 
     /// Whether what status says about failures concerns the spec as it is now.
@@ -157,6 +181,9 @@ impl Observed<'_> {
                 ),
             ));
         }
+        if self.is_forged {
+            return None;
+        }
         let failure = self.cache.status.as_ref().and_then(|status| status.last_failure.as_ref())?;
         let reason = Reason::refusal(&failure.reason)?;
         let stands = self.failures() > 0 && self.is_same_generation() && !self.unblocked;
@@ -169,7 +196,8 @@ impl Observed<'_> {
     /// lazy one is not fetched again before somebody asks.
     #[must_use]
     pub fn failed_while_valid(&self) -> bool {
-        let Some(status) = self.cache.status.as_ref().filter(|status| status.failures > 0) else { return false };
+        let status = self.cache.status.as_ref().filter(|status| status.failures > 0 && !self.is_forged);
+        let Some(status) = status else { return false };
         let Some(failed_at) = status.last_failure.as_ref().and_then(|failure| failure.time) else { return false };
         // Status names the expiry of a Secret that is gone until that is reported.
         let expires_at = match self.lifetime() {

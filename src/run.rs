@@ -176,6 +176,9 @@ impl Runner {
     ) -> Result<Ran, RunError> {
         let key = &owner.key();
         let progress = self.notes.with_known(key, |note| note.progress.clone()).flatten().unwrap_or_default();
+        if !hold.is_uninterrupted() {
+            self.notes.with(key, |note| note.ran_last = false);
+        }
         let mut known = watched.metadata.as_deref();
         let shown_version = watched.shown.as_deref();
         for round in 1..=ROUNDS {
@@ -203,7 +206,11 @@ impl Runner {
                 }
             };
             let note = checked(&self.notes, key, cache);
-            let seen = observed(cache, metadata.as_ref(), &note);
+            let mut seen = observed(cache, metadata.as_ref(), &note);
+            if hold.is_uninterrupted() && note.may_doubt() && seen.is_told_failure() {
+                // Nobody else can have had it.
+                seen = seen.with_own_failure(note.retry);
+            }
             let why = match decide(&seen, self.clock.now()) {
                 Plan::Fetch(why) => why,
                 // Found only now, since Secrets without the label are not watched. Else status says it already.

@@ -66,6 +66,7 @@ pub(crate) fn observed(cache: &TokenCache, secret: Option<Stored>) -> Observed<'
         secret: secret.map_or(SecretState::Absent, SecretState::Owned),
         exact: None,
         exact_retry: None,
+        is_forged: false,
         unblocked: false,
         brake: None,
     }

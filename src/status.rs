@@ -137,6 +137,10 @@ fn before(observed: &Observed<'_>) -> TokenCacheStatus {
         status.secret_resource_version = None;
         status.secret_name = Some(observed.secret_name.to_owned());
     }
+    if observed.is_forged {
+        status.failures = observed.failures();
+        status.next_retry_at = observed.exact_retry.map(ceil);
+    }
     status
 }
 
@@ -164,7 +168,8 @@ pub fn during_run(observed: &Observed<'_>, waits_for: Option<&str>, now: DateTim
 
 /// Fills in all that follows from the rest. The same on every replica at every time between two changes, so that it is
 /// written once.
-fn derive(observed: &Observed<'_>, mut status: TokenCacheStatus, now: DateTime<Utc>) -> TokenCacheStatus {
+fn derive(observed: &Observed<'_>, status: TokenCacheStatus, now: DateTime<Utc>) -> TokenCacheStatus {
+    let mut status = status.within_limits();
     let spec = &observed.cache.spec;
     // The facts that the sentences are made from must be those of the new status, not of the old.
     let mut cache = observed.cache.clone();

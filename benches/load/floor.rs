@@ -80,6 +80,7 @@ pub async fn report(client: &Client, cache: &TokenCache, secret: &ObjectMeta) {
         secret: read(cache, Some(secret), Some((version, Verdict::Written))),
         exact: None,
         exact_retry: None,
+        is_forged: false,
         unblocked: false,
         brake: None,
     };

@@ -20,6 +20,8 @@ pub use spec::{
     Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, RolloutRestart, RolloutRestartTarget, Source,
     Target, TokenCache, TokenCacheSpec, WorkloadKind,
 };
+#[cfg(feature = "controller")]
+pub(crate) use status::MAX_NAME;
 pub use status::{LastFailure, TokenCacheStatus, next_run};
 #[cfg(feature = "controller")]
 pub use validate::{Invalid, crd, validate};

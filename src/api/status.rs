@@ -8,6 +8,15 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::ExpiresAt;
 use crate::time::rfc3339_option;
 
+/// The largest number that JavaScript and other readers of JSON tell exactly.
+const MAX_RUNS: i64 = 1 << 53;
+/// The longest name of an object. Identities of replicas are no longer either.
+pub(crate) const MAX_NAME: usize = 253;
+/// All annotations of an object together are no longer.
+const MAX_ANNOTATION: usize = 256 * 1024;
+/// As long as the message of a condition may be.
+const MAX_MESSAGE: usize = 32 * 1024;
+
 /// What the controllers saw and did last.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -37,10 +46,12 @@ pub struct TokenCacheStatus {
 
     /// Finished runs, ever. Who asked for a new value waits until it is greater.
     #[serde(default)]
+    #[schemars(range(min = 0, max = MAX_RUNS))]
     pub runs: i64,
 
     /// Failed runs in a row.
     #[serde(default)]
+    #[schemars(range(min = 0))]
     pub failures: i32,
 
     /// The last run that failed; kept when a later one succeeds.
@@ -59,22 +70,27 @@ pub struct TokenCacheStatus {
 
     /// The value of the annotation tokencache.dev/refresh_requested that a run has answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_ANNOTATION))]
     pub handled_request: Option<String>,
 
     /// Name of the Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_NAME))]
     pub secret_name: Option<String>,
 
     /// The Secret's resourceVersion as it was written: a Secret that still has it was touched by nobody since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_NAME))]
     pub secret_resource_version: Option<String>,
 
     /// How the value is fetched: the name of the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_NAME))]
     pub source: Option<String>,
 
     /// Who did the last run: the identity of the controller, by default its host or pod name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_NAME))]
     pub last_run_by: Option<String>,
 }
 
@@ -92,14 +108,42 @@ pub struct LastFailure {
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub time: Option<DateTime<Utc>>,
     /// The reason, one word.
+    #[schemars(length(max = MAX_NAME))]
     pub reason: String,
     /// What was wrong and where.
+    #[schemars(length(max = MAX_MESSAGE))]
     pub message: String,
 }
 
 /// The number of runs after one more. It always changes, since clients that wait for a run compare it: anyone who can
-/// patch the status can write the largest number.
+/// patch the status can write the largest number, and before the definition had limits, any.
 #[must_use]
 pub fn next_run(runs: i64) -> i64 {
-    runs.checked_add(1).unwrap_or(1)
+    if (0..MAX_RUNS).contains(&runs) { runs + 1 } else { 1 }
+}
+
+impl TokenCacheStatus {
+    /// The same within the limits of the definition. What somebody wrote before it had any would else be in the way of every
+    /// later report.
+    #[must_use]
+    pub fn within_limits(mut self) -> Self {
+        let shorten = |text: &mut String, max: usize| {
+            if let Some((end, _)) = text.char_indices().nth(max) {
+                text.truncate(end);
+            }
+        };
+        self.runs = self.runs.clamp(0, MAX_RUNS);
+        self.failures = self.failures.max(0);
+        if let Some(failure) = &mut self.last_failure {
+            shorten(&mut failure.reason, MAX_NAME);
+            shorten(&mut failure.message, MAX_MESSAGE);
+        }
+        let names = [&mut self.secret_name, &mut self.secret_resource_version, &mut self.source, &mut self.last_run_by];
+        for (text, max) in
+            names.map(|text| (text, MAX_NAME)).into_iter().chain([(&mut self.handled_request, MAX_ANNOTATION)])
+        {
+            text.iter_mut().for_each(|text| shorten(text, max));
+        }
+        self
+    }
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use ipnet::IpNet;
 use kube::Client;
 
 use crate::{
-    api,
+    api::{self, MAX_NAME},
     events::Events,
     fetch::{AddressRules, Fetcher, FetcherConfig},
     lock::Locks,
@@ -56,10 +56,15 @@ const COLLECTOR_IMAGE: &str = concat!("tokencache:", env!("CARGO_PKG_VERSION"));
 impl Flags {
     /// Who runs.
     pub(super) fn identity(&self) -> anyhow::Result<String> {
-        match self.identity.as_ref().filter(|identity| !identity.is_empty()) {
-            Some(identity) => Ok(identity.clone()),
-            None => Ok(hostname::get().context("the host has no name: set --identity")?.to_string_lossy().into_owned()),
-        }
+        let identity = match self.identity.as_ref().filter(|identity| !identity.is_empty()) {
+            Some(identity) => identity.clone(),
+            None => hostname::get().context("the host has no name: set --identity")?.to_string_lossy().into_owned(),
+        };
+        ensure!(
+            identity.len() <= MAX_NAME,
+            "the identity is longer than {MAX_NAME} bytes: set --identity to a shorter one"
+        );
+        Ok(identity)
     }
 
     /// What runs fetches. `client` has kube's own retry off, and `clock` follows its answers.

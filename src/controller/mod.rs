@@ -3,6 +3,7 @@
 mod books;
 mod confirm;
 mod contact;
+mod doubt;
 mod finalize;
 mod former;
 mod kept;

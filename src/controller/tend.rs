@@ -174,6 +174,7 @@ impl Context {
         self.meet(key, cache, &mut note);
         let settle = self.verify(key, cache, &watched, &mut note).await?;
         let recheck = self.recheck(key, cache, watched.metadata.as_deref(), &mut note).await?;
+        self.doubt(key, cache, watched.metadata.as_deref(), &mut note).await;
         let now = self.runner.clock.now();
         let mut plan = decide(&observed(cache, watched.metadata.as_deref(), &note), now);
         let mut removal = None;

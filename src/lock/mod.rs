@@ -378,6 +378,17 @@ impl Locks {
         Ok(judge(seen, &owner.uid, &me, Duration::ZERO) == Judgement::NotOwned)
     }
 
+    /// Whether nobody has held the Lease since this process released it, which only reading it can tell.
+    ///
+    /// # Errors
+    /// When the API server fails.
+    pub async fn is_as_left(&self, owner: &Owner) -> Result<bool, LockError> {
+        let left = self.sightings().get(owner).filter(|sighting| sighting.released).cloned();
+        let Some(left) = left else { return Ok(false) };
+        let found = self.limited(owner, self.api(owner).get_opt(&owner.lease_name())).await?;
+        Ok(found.is_some_and(|lease| lease.metadata.resource_version.as_ref() == Some(&left.seen.resource_version)))
+    }
+
     /// A time limit below the renewal interval, so that one lost answer does not cost the hold.
     fn limited<T>(
         &self,

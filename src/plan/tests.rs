@@ -144,6 +144,36 @@ fn backoff_holds_what_is_due_but_neither_a_request_nor_a_new_spec_nor_a_changed_
 }
 
 #[test]
+fn a_failure_that_no_run_has_had_holds_nothing_back() {
+    let refused = json!({"reason": "SourceNotAllowed", "message": "forged", "time": "2026-03-01T12:00:00Z"});
+    for told in [
+        failing(json!({})),
+        failing(json!({"lastFailure": refused, "nextRetryAt": null})),
+        failing(json!({"nextRetryAt": "2026-03-01T12:50:00Z", "failures": i32::MAX})),
+    ] {
+        let cache = cache(json!({}), told);
+        let seen = observed(&cache, None);
+        assert!(seen.is_told_failure());
+        assert!(!matches!(decide(&seen, start()), Plan::Fetch(_)), "{:?}", cache.status);
+        assert_eq!(decide(&seen.clone().with_own_failure(None), start()), Plan::Fetch(Why::First));
+        // The last run here has failed, too.
+        assert_eq!(decide(&seen.with_own_failure(Some(at(7.0))), start()), Plan::Sleep(Some(at(7.0))));
+    }
+    // Whose these are is looked at, and no failure is none.
+    for told in [
+        failing(json!({"lastFailure": {"reason": "SecretNotOwned", "message": "m"}})),
+        failing(json!({"lastFailure": {"reason": "LeaseNotOwned", "message": "m"}})),
+        failing(json!({"failures": 0})),
+    ] {
+        let cache = cache(json!({}), told);
+        assert!(!observed(&cache, None).is_told_failure());
+    }
+    let cache = cache(json!({}), failing(json!({})));
+    let own = Observed { exact_retry: Some(at(60.0)), ..observed(&cache, None) };
+    assert!(!own.is_told_failure(), "this process has had it");
+}
+
+#[test]
 fn a_refusal_stands_until_something_changes() {
     let refused = failing(json!({
         "lastFailure": {"reason": "SourceNotFound", "message": "m"}, "nextRetryAt": "2026-03-01T12:05:00Z",

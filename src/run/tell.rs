@@ -11,7 +11,7 @@ use crate::{
     api::{Source, TokenCache, next_run},
     fetch::Failure,
     notes::Key,
-    observe::{ApiError, checked, note_failed, note_reported, observed},
+    observe::{ApiError, checked, note_outcome, note_reported, observed},
     plan::{Observed, Why, retry_at},
     reason::Reason,
     secret::{Integrity, Lifetime, SecretState, Stored, fetch_hash},
@@ -33,7 +33,7 @@ impl Runner {
         let now = self.clock.now();
         let before = seen.cache.status.clone().unwrap_or_default();
         let mut left = seen.clone();
-        let mut next_retry_at = None;
+        let (mut own, mut next_retry_at) = (None, None);
         match &result {
             Ok((version, lifetime)) => {
                 let stored = Lifetime {
@@ -51,13 +51,14 @@ impl Runner {
                 });
             }
             Err(failure) => {
-                let failures = before.failures.saturating_add(1);
+                let failures = seen.failures().saturating_add(1);
                 let (retry, refused) = (&seen.cache.spec.retry, failure.reason.is_refusal());
                 let at = retry_at(retry, failures, refused, failure.retry_after, rand::random(), now);
-                note_failed(&self.notes, key, at);
+                own = Some((failure.reason, at));
                 next_retry_at = failure.reason.is_repeated().then_some(at);
             }
         }
+        note_outcome(&self.notes, key, own);
         if let Some(cause) = seen.cause(why) {
             self.notes.with(key, |note| note.brake.get_or_insert_default().count(cause, now));
         }
@@ -81,7 +82,7 @@ impl Runner {
             let of_source = reason.filter(|reason| Reason::is_of_source(reason.as_str()));
             note_reported(&self.notes, key, next_run(before.runs), of_source.map(|reason| (started, reason)));
         }
-        self.announce(seen.cache, why, before.failures, &result).await;
+        self.announce(seen.cache, why, seen.failures(), &result).await;
         Ok(())
     }
 

@@ -258,3 +258,36 @@ fn what_a_run_waits_for_is_part_of_pending_and_other_replicas_leave_it_there() {
         message(&during_run(&valid, Some("no node takes the pod"), start())).starts_with("the value is valid until")
     );
 }
+
+#[test]
+fn what_is_out_of_the_limits_of_the_definition_does_not_stay() {
+    let long = "é".repeat(40_000);
+    let told = json!({
+        "runs": i64::MAX, "failures": -1, "lastRunBy": long, "secretName": long, "source": long,
+        "secretResourceVersion": long, "handledRequest": long,
+        "lastFailure": {"reason": long, "message": long},
+    });
+    let cache = cache(json!({}), told);
+    let status = at_rest(&observed(&cache, Some(stored(&cache, lifetime(0.0, 100.0)))), start());
+    assert_eq!((status.runs, status.failures), (1 << 53, 0));
+    let length = |text: Option<&String>| text.map_or(0, |text| text.chars().count());
+    assert_eq!(length(status.last_run_by.as_ref()), 253);
+    assert_eq!(length(status.handled_request.as_ref()), 40_000);
+    let failure = status.last_failure.expect("kept");
+    assert_eq!((failure.reason.chars().count(), failure.message.chars().count()), (253, 32 * 1024));
+    assert_eq!((status.secret_name.as_deref(), status.source.as_deref()), (Some("a"), Some("oauth2")));
+    for (runs, next) in [(-5, 1), (0, 1), (41, 42), ((1 << 53) - 1, 1 << 53), (1 << 53, 1), (i64::MAX, 1)] {
+        assert_eq!(next_run(runs), next);
+    }
+}
+
+#[test]
+fn a_failure_that_no_run_has_had_is_set_right() {
+    let cache = cache(json!({}), FAILED());
+    let seen = observed(&cache, Some(stored(&cache, lifetime(0.0, 100.0))));
+    let status = at_rest(&seen.clone().with_own_failure(None), start());
+    assert_eq!((status.failures, status.next_retry_at, ready_of(&status).1), (0, None, "Fetched"));
+    let status = at_rest(&seen.clone().with_own_failure(Some(at(7.5))), start());
+    assert_eq!((status.failures, status.next_retry_at), (1, Some(at(8.0))));
+    assert_eq!(at_rest(&seen, start()).failures, 2);
+}

@@ -24,6 +24,7 @@ mod cost;
 mod drift;
 mod expiry;
 mod failures;
+mod forged_status;
 mod fresh;
 mod github_app;
 mod http;
