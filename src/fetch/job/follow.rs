@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     judge::{LAG, Seen, Verdict, judge},
     leftovers::delete,
-    owned::{is_event_of, is_pod_of},
+    owned::{is_as_made, is_event_of, is_pod_of},
     watch::{Forbidden, watched},
 };
 use crate::{
@@ -137,6 +137,9 @@ fn take(seen: &mut Seen, listed: &mut Listed, job: Option<&str>, news: News) -> 
             Event::InitDone => seen.pod_gone |= seen.pod.is_some() && !listed.pod,
             // Another client's pod with the label of the run.
             Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) if !is_pod_of(&pod, job) => {}
+            Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) if !is_as_made_by(seen, &pod) => {
+                seen.changed_pod = Some(pod.name_any());
+            }
             // Another pod in the place of one that was deleted is not waited for.
             Event::Apply(pod) | Event::InitApply(pod) | Event::Delete(pod) if is_another(seen, &pod) => {}
             Event::Apply(pod) | Event::InitApply(pod) => {
@@ -164,6 +167,10 @@ fn take(seen: &mut Seen, listed: &mut Listed, job: Option<&str>, news: News) -> 
     Ok(())
 }
 
+fn is_as_made_by(seen: &Seen, pod: &Pod) -> bool {
+    seen.job.as_ref().is_some_and(|job| is_as_made(pod, job))
+}
+
 fn is_another(seen: &Seen, pod: &Pod) -> bool {
     seen.pod.as_ref().is_some_and(|first| first.uid() != pod.uid())
 }
@@ -174,13 +181,26 @@ mod tests {
 
     use super::*;
 
-    fn pod(uid: &str, job: &str) -> Pod {
-        let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": job, "controller": true});
-        serde_json::from_value(json!({"metadata": {"uid": uid, "ownerReferences": [owner]}})).unwrap()
+    fn spec() -> serde_json::Value {
+        json!({"containers": [{"name": "tokencache-collect", "image": "i", "args": ["--key=KEY"]}]})
     }
 
-    #[derive(Default)]
+    fn pod(uid: &str, job: &str) -> Pod {
+        let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": job, "controller": true});
+        serde_json::from_value(json!({"metadata": {"uid": uid, "ownerReferences": [owner]}, "spec": spec()})).unwrap()
+    }
+
+    fn job(uid: &str) -> Job {
+        serde_json::from_value(json!({"metadata": {"uid": uid}, "spec": {"template": {"spec": spec()}}})).unwrap()
+    }
+
     struct Run(Seen, Listed);
+
+    impl Default for Run {
+        fn default() -> Self {
+            Self(Seen { job: Some(job("job")), ..Seen::default() }, Listed::default())
+        }
+    }
 
     impl Run {
         fn news(&mut self, news: News) {
@@ -215,7 +235,9 @@ mod tests {
         let unowned = Pod { metadata: pod("x", "job").metadata, ..Pod::default() };
         let unowned =
             Pod { metadata: kube::core::ObjectMeta { owner_references: None, ..unowned.metadata }, ..unowned };
-        for other in [pod("x", "other"), unowned] {
+        let mut forged = pod("x", "job");
+        forged.spec.as_mut().unwrap().containers[0].args = None;
+        for other in [pod("x", "other"), unowned, forged] {
             run.pod(Event::InitApply(other.clone()));
             run.pod(Event::Apply(other.clone()));
             run.pod(Event::Delete(other));
@@ -224,7 +246,7 @@ mod tests {
         run.pod(Event::Apply(pod("own", "job")));
         assert_eq!(run.pod_uid().as_deref(), Some("own"));
 
-        let job = |uid: &str| -> Job { serde_json::from_value(json!({"metadata": {"uid": uid}})).unwrap() };
+        run.0.job = None;
         for event in [Event::Apply(job("other")), Event::Delete(job("other"))] {
             run.news(News::Job(Ok(Box::new(event))));
         }

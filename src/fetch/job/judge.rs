@@ -26,6 +26,8 @@ pub(super) struct Seen {
     pub(super) pod: Option<Pod>,
     /// It was there, and is no more.
     pub(super) pod_gone: bool,
+    /// A pod that its Job controls, but whose containers are not those of the Job.
+    pub(super) changed_pod: Option<String>,
     /// Events on both.
     pub(super) events: Vec<Event>,
     /// Why there are none.
@@ -87,13 +89,17 @@ fn judge_job(seen: &Seen) -> Verdict {
     }
     match failed_condition(seen) {
         Some((reason, message)) => Verdict::Stuck(job_failed(format!("the Job failed: {reason}: {message}")), LAG),
-        None => match &seen.no_events {
+        None => match (&seen.changed_pod, &seen.no_events) {
+            (Some(pod), _) => Verdict::Going(format!(
+                "waiting for the Job's own pod: the containers of pod {pod} are not those of the Job, so that its result \
+                 is not used"
+            )),
             // A quota's or an admission's refusal is told nowhere else.
-            Some(forbidden) => Verdict::Stuck(
+            (None, Some(forbidden)) => Verdict::Stuck(
                 job_failed(format!("no pod was created, and why not cannot be seen: {forbidden}")),
                 STUCK,
             ),
-            None => Verdict::Going("waiting for Kubernetes' Job controller to create the pod".into()),
+            (None, None) => Verdict::Going("waiting for Kubernetes' Job controller to create the pod".into()),
         },
     }
 }

@@ -1,16 +1,18 @@
 //! Which Jobs, pods and events belong to a run: pure. Labels only select; owners decide, since anybody who may create an
 //! object may give it any label.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::{
     api::{
         batch::v1::Job,
-        core::v1::{Event, Pod},
+        core::v1::{Container, Event, Pod, PodSpec},
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{Resource, ResourceExt as _};
 
-use super::manifest::job_name;
+use super::manifest::{COLLECTOR, job_name};
 use crate::{
     api::names::{GROUP, LABEL_RUN},
     lock::Owner,
@@ -43,6 +45,29 @@ pub(super) fn job_of<'a>(jobs: &'a [Job], owner: &Owner, run: &str) -> Option<&'
 pub(super) fn is_pod_of(pod: &Pod, job: Option<&str>) -> bool {
     let of = controller(pod, "batch", "Job").map(|of| of.uid.as_str());
     of.is_some() && of == job
+}
+
+/// Whether a pod has the containers of its Job, with the collector as it was made: the sealed result is that of its
+/// program only then. Others may be injected beside them, and admission may take the images from another registry.
+pub(super) fn is_as_made(pod: &Pod, job: &Job) -> bool {
+    let made = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let Some((made, found)) = made.zip(pod.spec.as_ref()) else { return false };
+    let of = |spec: &PodSpec| spec.containers.iter().find(|container| container.name == COLLECTOR).cloned();
+    let collector = of(made).zip(of(found)).is_some_and(|(made, found)| {
+        let image = |container: &Container| container.image.as_deref().map(last_segment).map(str::to_owned);
+        made.args == found.args && made.command == found.command && image(&made) == image(&found)
+    });
+    let inits = |spec: &PodSpec| -> BTreeSet<String> {
+        spec.init_containers.iter().flatten().map(|container| container.name.clone()).collect()
+    };
+    collector && inits(found).is_superset(&inits(made))
+}
+
+/// The last part of an image's repository, without its tag and digest.
+fn last_segment(image: &str) -> &str {
+    let repository = image.split_once('@').map_or(image, |(repository, _)| repository);
+    let last = repository.rsplit_once('/').map_or(repository, |(_, last)| last);
+    last.split_once(':').map_or(last, |(name, _)| name)
 }
 
 /// Whether a node has taken a pod, so that it may have begun.
@@ -148,6 +173,35 @@ mod tests {
         }
         let pod: Pod = serde_json::from_value(json!({"metadata": {"labels": {LABEL_RUN: "r"}}})).unwrap();
         assert!(!is_pod_of(&pod, None) && !is_pod_of(&pod, Some("x")) && !is_pod_of_any(&pod, &jobs, &owner()));
+    }
+
+    #[test]
+    fn a_pod_counts_only_with_the_containers_of_its_job() {
+        let args = json!(["collect", "--key=KEY"]);
+        let spec = |collector: Value, inits: Value| json!({"initContainers": inits, "containers": [collector]});
+        let collector = |image: &str, args: &Value| json!({"name": COLLECTOR, "image": image, "args": args});
+        let inits = json!([{"name": "tokencache-prepare"}, {"name": "fetch"}]);
+        let template = spec(collector("registry.example:5000/tools/tokencache:1", &args), inits.clone());
+        let job: Job =
+            serde_json::from_value(json!({"metadata": {}, "spec": {"template": {"spec": template}}})).unwrap();
+        let mut commanded = collector("tokencache:1", &args);
+        commanded["command"] = json!(["sh"]);
+        let injected = json!([{"name": "istio-init"}, {"name": "tokencache-prepare"}, {"name": "fetch"}]);
+        for (pod, made) in [
+            (template.clone(), true),
+            (spec(collector("mirror.example/cache/tokencache@sha256:00", &args), injected), true),
+            (spec(collector("tokencache", &args), inits.clone()), true),
+            (spec(collector("registry.example:5000/tools/busybox:1", &args), inits.clone()), false),
+            (spec(collector("tokencache:1", &json!(["collect", "--key=OTHER"])), inits.clone()), false),
+            (spec(collector("tokencache:1", &json!(null)), inits.clone()), false),
+            (spec(commanded, inits.clone()), false),
+            (spec(collector("tokencache:1", &args), json!([{"name": "fetch"}])), false),
+            (spec(json!({"name": "other", "image": "tokencache:1", "args": args}), inits), false),
+        ] {
+            let found: Pod = serde_json::from_value(json!({"metadata": {}, "spec": pod})).unwrap();
+            assert_eq!(is_as_made(&found, &job), made, "{pod}");
+        }
+        assert!(!is_as_made(&Pod::default(), &job) && !is_as_made(&Pod::default(), &Job::default()));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
     judge::{Seen, Verdict, judge},
     leftovers::{has_failed, pods_of, prune},
     manifest,
-    owned::{is_on_node, is_ours},
+    owned::{is_as_made, is_on_node, is_ours},
     result::{self, JobResult},
     seal::{KeyPair, SealError},
     state::{Begun, Kept, NotStored, Store},
@@ -269,7 +269,8 @@ impl Runs<'_> {
         let result = if has_failed(job) || job.metadata.deletion_timestamp.is_some() {
             // Nothing more comes of it than is there already.
             let pods = pods_of(self.place.client, self.owner, &id, job.metadata.uid.as_deref()).await;
-            let sealed = pods?.into_iter().find_map(|pod| match judge(&Seen { pod: Some(pod), ..Seen::default() }) {
+            let mut pods = pods?.into_iter().filter(|pod| is_as_made(pod, job));
+            let sealed = pods.find_map(|pod| match judge(&Seen { pod: Some(pod), ..Seen::default() }) {
                 Verdict::Sealed(sealed) => Some(sealed),
                 _ => None,
             });
