@@ -1,5 +1,6 @@
 //! The story of one run: take the Lease, look again, fetch, write, report, release.
 
+mod bind;
 mod tell;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument as _, Span, info_span};
 
+use self::bind::LastWrite;
 use crate::{
     api::{ExpiresAt, Source, TokenCache},
     connect::is_of_server,
@@ -234,7 +236,8 @@ impl Runner {
                     biased;
                     () = cancel.cancelled() => return Ok(Ran::Cancelled),
                     () = hold.lost() => Err(lost()),
-                    fetched = self.fetcher.fetch_leaving(cache, ends, &progress).instrument(info_span!("fetch")) => fetched,
+                    fetched = self.fetcher.fetch_leaving(cache, uid(metadata.as_ref()), ends, &progress)
+                        .instrument(info_span!("fetch")) => fetched,
                 }
             };
             let fetched_at = self.clock.now();
@@ -242,19 +245,27 @@ impl Runner {
             let result = match fetched {
                 Ok(fetched) => {
                     let lifetime = Lifetime { fetched_at, expires_at: fetched.expires_at };
-                    let write = self.write(cache, owner, metadata.as_ref(), &fetched, lifetime);
+                    let write = async {
+                        match self.write(cache, owner, metadata.as_ref(), &fetched, lifetime).await? {
+                            Written::Done(written) => {
+                                let first = (*written, lifetime);
+                                self.bind(cache, owner, metadata.as_ref(), first, ends).await.map(Some)
+                            }
+                            Written::Conflict => Ok(None),
+                        }
+                    };
                     let write = write.instrument(info_span!("write"));
                     let written = tokio::select! {
                         written = write => written,
                         () = hold.lost() => Err(lost()),
                     };
                     match written {
-                        Ok(Written::Done(written)) => Ok((
-                            note_written(&self.notes, key, (shown_version, metadata), *written, lifetime),
-                            lifetime,
-                        )),
+                        Ok(Some(LastWrite { written, lifetime, replaced })) => {
+                            let version = note_written(&self.notes, key, (shown_version, replaced), written, lifetime);
+                            Ok((version, lifetime))
+                        }
                         // The result is dropped and the plan made anew.
-                        Ok(Written::Conflict) if round < ROUNDS => {
+                        Ok(None) if round < ROUNDS => {
                             tracing::info!(
                                 namespace = key.0,
                                 name = key.1,
@@ -262,7 +273,7 @@ impl Runner {
                             );
                             continue;
                         }
-                        Ok(Written::Conflict) => Err(Failure::new(
+                        Ok(None) => Err(Failure::new(
                             Reason::WriteFailed,
                             format!(
                                 "the Secret {}/{} keeps being changed by another client",
@@ -340,6 +351,10 @@ impl Runner {
             Failure::new(Reason::WriteFailed, format!("the Secret {}/{name} was not written: {error}", owner.namespace))
         })
     }
+}
+
+fn uid(metadata: Option<&ObjectMeta>) -> Option<&str> {
+    metadata.and_then(|found| found.uid.as_deref())
 }
 
 /// Whether a Secret's metadata from the watch is as the last run left it, by the live status: then reading it again

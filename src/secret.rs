@@ -249,9 +249,33 @@ pub fn desired(
     };
     let mut secret =
         SealedSecret { metadata, type_: Some(cache.spec.target.secret_type().to_owned()), immutable: None, data };
-    let hash = data_hash(&secret);
-    secret.metadata.annotations.get_or_insert_default().insert(ANNOTATION_DATA_HASH.to_owned(), hash);
+    add_hash(&mut secret);
     secret
+}
+
+/// The same in the place of a value that the same run has just written: for consumers both are one change.
+#[must_use]
+pub fn desired_at_once(
+    cache: &TokenCache,
+    owner: &Owner,
+    written: &ObjectMeta,
+    data: BTreeMap<String, SecretBytes>,
+    lifetime: Lifetime,
+) -> SealedSecret {
+    let mut secret = desired(cache, owner, Some(written), data, lifetime);
+    let changed_at = written.annotations.as_ref().and_then(|map| map.get(ANNOTATION_CHANGED_AT));
+    let annotations = secret.metadata.annotations.get_or_insert_default();
+    match changed_at {
+        Some(moment) => annotations.insert(ANNOTATION_CHANGED_AT.to_owned(), moment.clone()),
+        None => annotations.remove(ANNOTATION_CHANGED_AT),
+    };
+    add_hash(&mut secret);
+    secret
+}
+
+fn add_hash(secret: &mut SealedSecret) {
+    let hash = data_hash(secret);
+    secret.metadata.annotations.get_or_insert_default().insert(ANNOTATION_DATA_HASH.to_owned(), hash);
 }
 
 /// When the data last changed. The first value of all replaces none; one after a Secret was deleted does.

@@ -17,7 +17,7 @@ use crate::{
     notes::Key,
     observe::{ApiError, limited, live, live_secret},
     sealed::{SealedSecret, SecretBytes},
-    secret::{Lifetime, Stored, desired, holds_value, needs_managed_fields},
+    secret::{Lifetime, Stored, desired, desired_at_once, holds_value, needs_managed_fields},
 };
 
 /// How a write of the Secret ended.
@@ -101,6 +101,32 @@ pub async fn put(
             },
         }
     }
+}
+
+/// Replaces the value that the same run has just written, if nobody else has changed the Secret since.
+///
+/// # Errors
+/// When the API server refuses it or fails.
+pub async fn put_at_once(
+    client: &Client,
+    cache: &TokenCache,
+    owner: &Owner,
+    written: &ObjectMeta,
+    data: BTreeMap<String, SecretBytes>,
+    lifetime: Lifetime,
+) -> Result<ObjectMeta, ApiError> {
+    let api = Api::<SealedSecret>::namespaced(client.clone(), &owner.namespace);
+    let secret = desired_at_once(cache, owner, written, data, lifetime);
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    Ok(limited(api.replace(cache.secret_name(), &params, &secret)).await?.metadata)
+}
+
+/// Removes a Secret whose value is void, if nobody else has changed it since it was written.
+///
+/// # Errors
+/// When the API server fails.
+pub async fn discard(client: &Client, namespace: &str, name: &str, written: &ObjectMeta) -> Result<(), ApiError> {
+    delete(&Api::namespaced(client.clone(), namespace), name, written).await.map(|_| ())
 }
 
 fn is_same_version(one: &ObjectMeta, other: &ObjectMeta) -> bool {

@@ -15,6 +15,13 @@ pub const LABEL_STATE: &str = "tokencache.dev/state";
 /// Label with value `"true"` by which the owner of a Secret lets TokenCaches of its namespace read it.
 pub const LABEL_SOURCE: &str = "tokencache.dev/source";
 
+/// Annotation by which the owner of a ServiceAccount with the label above allows tokens of it: the audiences, separated
+/// by commas or white space.
+pub const ANNOTATION_AUDIENCES: &str = "tokencache.dev/audiences";
+
+/// Stands for the API server's own audience in that annotation, whatever the API server calls itself.
+pub const API_SERVER_AUDIENCE: &str = "kube-apiserver";
+
 /// Label of Jobs and their pods: the name of the TokenCache that they run for, or its beginning and a hash.
 pub const LABEL_CACHE: &str = "tokencache.dev/cache";
 

@@ -28,6 +28,7 @@ use super::{
     derive = "PartialEq",
     doc = "A credential that is kept fresh in a Secret.",
     validation = Rule::new("(has(self.spec.target) && has(self.spec.target.name)) || !(self.metadata.name.startsWith('tokencache-') && self.metadata.name.endsWith('-state'))").message("without spec.target.name the Secret is named like the TokenCache, and names like tokencache-NAME-state are reserved for the Secrets that store the states of jobs: set spec.target.name"),
+    validation = Rule::new("(has(self.spec.target) && has(self.spec.target.name)) || !self.metadata.name.startsWith('sh.helm.release.')").message("without spec.target.name the Secret is named like the TokenCache, and names that begin with sh.helm.release. are reserved for Helm: set spec.target.name"),
     validation = Rule::new("self.metadata.name.size() <= 200").message("metadata.name must be at most 200 characters, since the names of its Lease and Secrets are made from it"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#, description = "Whether the Secret holds a valid value"),
     printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiresAt", description = "When the value expires"),
@@ -296,16 +297,20 @@ impl Retry {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Target {
-    /// Name of the Secret. Default: the TokenCache's name. Names like tokencache-NAME-state are reserved.
+    /// Name of the Secret. Default: the TokenCache's name. Names like tokencache-NAME-state and names that begin with
+    /// sh.helm.release. are reserved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 253),
         regex(pattern = object_name::PATTERN)
     )]
-    #[x_kube(validation = Rule::new("!(self.startsWith('tokencache-') && self.endsWith('-state'))").message("must not be like tokencache-NAME-state, which is reserved for the Secrets that store the states of jobs"))]
+    #[x_kube(
+        validation = Rule::new("!(self.startsWith('tokencache-') && self.endsWith('-state'))").message("must not be like tokencache-NAME-state, which is reserved for the Secrets that store the states of jobs"),
+        validation = Rule::new("!self.startsWith('sh.helm.release.')").message("must not begin with sh.helm.release., which is reserved for the Secrets that store the releases of Helm"),
+    )]
     pub name: Option<String>,
 
-    /// Type of the Secret. Default Opaque.
+    /// Type of the Secret. Default Opaque. The controller's flag --target-types says which others are allowed.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("!(self in ['kubernetes.io/service-account-token', 'bootstrap.kubernetes.io/token'])").message("kubernetes.io/service-account-token and bootstrap.kubernetes.io/token are refused: Kubernetes gives them rights of their own; use Opaque"))]

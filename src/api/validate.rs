@@ -252,6 +252,7 @@ mod tests {
                 "use Opaque",
             ),
             (with(json!({"target": {"name": "tokencache-a-state"}})), "spec.target.name", "reserved"),
+            (with(json!({"target": {"name": "sh.helm.release.v1.app.v2"}})), "spec.target.name", "reserved"),
             (with(json!({"target": {"labels": {"tokencache.dev/x": "y"}}})), "spec.target.labels", "tokencache's own"),
             (
                 with(json!({"target": {"annotations": {"tokencache.dev/x": "y"}}})),
@@ -300,10 +301,16 @@ mod tests {
             cache.spec.target = serde_json::from_value(target).expect("a target");
             validate(&cache).map_err(|invalid| invalid.message)
         };
-        assert!(named("tokencache-a-state", json!({})).is_err_and(|message| message.contains("set spec.target.name")));
-        for (name, target) in
-            [("tokencache-a-state", json!({"name": "a"})), ("tokencache-a", json!({})), ("a-state", json!({}))]
-        {
+        for reserved in ["tokencache-a-state", "sh.helm.release.v1.app.v2"] {
+            assert!(named(reserved, json!({})).is_err_and(|message| message.contains("set spec.target.name")));
+        }
+        for (name, target) in [
+            ("tokencache-a-state", json!({"name": "a"})),
+            ("sh.helm.release.v1.a", json!({"name": "a"})),
+            ("sh.helm", json!({})),
+            ("tokencache-a", json!({})),
+            ("a-state", json!({})),
+        ] {
             assert_eq!(named(name, target), Ok(()));
         }
     }

@@ -1,6 +1,6 @@
 //! What the CRD's rules cannot check.
 
-use super::{expression, http_client::renamed, references, tls::decode_bundle};
+use super::{expression, http_client::renamed, redact::Redactor, references, tls::decode_bundle};
 use crate::api::{Invalid, Source, Target, TokenCacheSpec, oauth2::Tls, object_name::is_object_name};
 
 /// Largest sum of annotations that the API server takes, keys and values.
@@ -55,6 +55,20 @@ fn check_object_names(spec: &TokenCacheSpec) -> Result<(), Invalid> {
             ),
         )),
     }
+}
+
+/// Checks that the controller was started to write Secrets of this type.
+pub(super) fn check_type(wanted: &str, allowed: &[String]) -> Result<(), Invalid> {
+    if allowed.iter().any(|allowed| allowed == wanted) {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is not one of the types that this controller writes ({}): use one of these, or have the controller started \
+         with it in --target-types",
+        Redactor::default().clean(wanted),
+        allowed.join(", ")
+    );
+    Err(Invalid::new("spec.target.type", message))
 }
 
 fn check_tls(field: &str, url: &str, tls: Option<&Tls>) -> Result<(), Invalid> {
@@ -226,6 +240,18 @@ mod tests {
                 assert_eq!(invalid.field, field, "{name}: {}", invalid.message);
             }
         }
+    }
+
+    #[test]
+    fn only_the_types_that_are_allowed_pass() {
+        let allowed = ["Opaque".to_owned(), "example.com/x".to_owned()];
+        for (wanted, passes) in
+            [("Opaque", true), ("example.com/x", true), ("opaque", false), ("example.com/xy", false), ("", false)]
+        {
+            assert_eq!(check_type(wanted, &allowed).is_ok(), passes, "{wanted}");
+        }
+        let invalid = check_type("a\nb", &allowed).unwrap_err();
+        assert!(invalid.to_string().starts_with("spec.target.type: a b is not one of"), "{invalid}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod body;
 mod cel;
 mod certificate;
 mod check;
+mod consent;
 mod expiry;
 mod expression;
 mod github_app;
@@ -44,8 +45,13 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-pub use self::{address::AddressRules, check::check, expression::render};
-use self::{http_client::Clients, sources::Sources};
+pub use self::{
+    address::AddressRules,
+    check::check,
+    expression::render,
+    job::{JobSettings, PodSecurity},
+};
+use self::{http_client::Clients, sources::Sources, token_request::TokenLimits};
 use crate::{
     api::{
         ExpiresAt, Refresh, Source, TokenCache, TokenCacheSpec,
@@ -93,10 +99,12 @@ pub struct FetcherConfig {
     pub addresses: AddressRules,
     /// Whether a Secret must bear the label tokencache.dev/source: "true" to be read.
     pub require_source_label: bool,
-    /// Whether the source `job` may be used.
-    pub allow_jobs: bool,
-    /// The image with this very program, for the pods of jobs.
-    pub collector_image: String,
+    /// How the source `job` is used.
+    pub jobs: JobSettings,
+    /// The longest lifetime that is asked for a token of a service account.
+    pub max_token_lifetime: Duration,
+    /// The types that the Secret with the value may have.
+    pub target_types: Vec<String>,
     /// How long a Lease lasts that is not renewed.
     pub lease_duration: Duration,
 }
@@ -109,8 +117,9 @@ struct Inner {
     client: kube::Client,
     clients: Clients,
     require_source_label: bool,
-    allow_jobs: bool,
-    collector_image: String,
+    jobs: JobSettings,
+    max_token_lifetime: Duration,
+    target_types: Vec<String>,
     late: Duration,
     clock: Clock,
     stopping: CancellationToken,
@@ -212,13 +221,15 @@ impl Fetcher {
     }
 
     fn with_lookup(client: kube::Client, config: FetcherConfig, clock: Clock, lookup: resolver::Lookup) -> Self {
-        let FetcherConfig { addresses, require_source_label, allow_jobs, collector_image, lease_duration } = config;
+        let FetcherConfig { addresses, require_source_label, jobs, max_token_lifetime, target_types, lease_duration } =
+            config;
         Self(Arc::new(Inner {
             client,
             clients: Clients::new(addresses, lookup),
             require_source_label,
-            allow_jobs,
-            collector_image,
+            jobs,
+            max_token_lifetime,
+            target_types,
             late: oauth2::late(lease_duration),
             clock,
             stopping: CancellationToken::new(),
@@ -238,45 +249,61 @@ impl Fetcher {
     /// Why there is no value.
     pub async fn fetch(&self, cache: &TokenCache) -> Result<Fetched, Failure> {
         let ends = TaskTracker::new();
-        let fetched = self.fetch_leaving(cache, &ends, &Progress::default()).await;
+        let fetched = self.fetch_leaving(cache, None, &ends, &Progress::default()).await;
         ends.close();
         ends.wait().await;
         fetched
     }
 
     /// The same, for who may drop it before it is done: what must be seen to even then, such as the end of a Job, goes
-    /// on in `ends`, and is limited in time.
+    /// on in `ends`, and is limited in time. A token of a service account is bound to `secret`, the Secret with this UID
+    /// that is to hold it; without one, it has a short lifetime.
     ///
     /// # Errors
     /// Why there is no value.
     pub async fn fetch_leaving(
         &self,
         cache: &TokenCache,
+        secret: Option<&str>,
         ends: &TaskTracker,
         progress: &Progress,
     ) -> Result<Fetched, Failure> {
         let limit = cache.spec.fetch.timeout();
         let phase = Phase { progress: progress.clone(), ..Phase::default() };
-        tokio::time::timeout(limit, Box::pin(self.attempt(cache, phase.clone(), ends))).await.unwrap_or_else(|_| {
-            let message = format!("not done within {limit:?} (spec.fetch.timeout) while {}", phase.get());
-            Err(Failure::new(Reason::Timeout, message))
-        })
+        tokio::time::timeout(limit, Box::pin(self.attempt(cache, secret, phase.clone(), ends))).await.unwrap_or_else(
+            |_| {
+                let message = format!("not done within {limit:?} (spec.fetch.timeout) while {}", phase.get());
+                Err(Failure::new(Reason::Timeout, message))
+            },
+        )
     }
 
-    async fn attempt(&self, cache: &TokenCache, phase: Phase, ends: &TaskTracker) -> Result<Fetched, Failure> {
-        let Inner { client, clients, require_source_label, allow_jobs, collector_image, late, clock, stopping } =
-            &*self.0;
+    async fn attempt(
+        &self,
+        cache: &TokenCache,
+        secret: Option<&str>,
+        phase: Phase,
+        ends: &TaskTracker,
+    ) -> Result<Fetched, Failure> {
+        let Inner { client, clients, require_source_label, jobs, late, clock, stopping, .. } = &*self.0;
+        check::check_type(cache.spec.target.secret_type(), &self.0.target_types)
+            .map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
         let owner = crate::run::owner(cache);
-        let sources = Sources::new(client.clone(), owner.namespace.clone(), *require_source_label, phase.clone());
+        let tokens = TokenLimits {
+            secret: secret.map(|uid| (cache.secret_name().to_owned(), uid.to_owned())),
+            max_lifetime: self.0.max_token_lifetime,
+        };
+        let sources =
+            Sources::new(client.clone(), owner.namespace.clone(), *require_source_label, tokens, phase.clone());
         let mut attempt = Attempt { sources, client, owner, clients, clock, phase, late: *late, ends };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
             Some(Source::Http(http)) => http::fetch(&mut attempt, http).await?,
             Some(Source::ServiceAccountToken(source)) => service_account_token::fetch(&mut attempt, source).await?,
-            Some(Source::Job(_)) if !allow_jobs => return Err(job::switched_off()),
+            Some(Source::Job(_)) if !jobs.allowed => return Err(job::switched_off()),
             Some(Source::GitHubApp(app)) => github_app::fetch(&mut attempt, app).await?,
             Some(Source::Job(job)) => {
-                let place = job::Place { client, ends, stopping, image: collector_image, cache };
+                let place = job::Place { client, ends, stopping, settings: jobs, cache };
                 Box::pin(job::fetch(&mut attempt, &place, job)).await?
             }
             None => return Err(Failure::new(Reason::InvalidSpec, "spec.fetch: exactly one source must be set")),
@@ -293,6 +320,12 @@ impl Fetcher {
         let values = values.into_iter().filter_map(|(name, member)| Some((name, member.into_value()?))).collect();
         Ok(Fetched { token, values, expires_at })
     }
+}
+
+/// Whether the value is bound to the Secret that holds it, and void without it.
+#[must_use]
+pub fn is_bound(spec: &TokenCacheSpec) -> bool {
+    matches!(spec.fetch.source(), Some(Source::ServiceAccountToken(_)))
 }
 
 /// Host and port that a fetch talks to, for the limit per destination: the proxy's, if there is one. `None` for

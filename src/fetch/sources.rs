@@ -15,14 +15,11 @@ use kube::{Api, Resource};
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
-    Failure, Phase, Reference, ReferenceKind,
-    token_request::{Issued, TokenRequest},
+    Failure, Phase, Reference, ReferenceKind, consent,
+    token_request::{Issued, TokenLimits, TokenRequest},
 };
 use crate::{
-    api::{
-        names::LABEL_SOURCE,
-        oauth2::{CaKind, CaRef, SecretKeyRef},
-    },
+    api::oauth2::{CaKind, CaRef, SecretKeyRef},
     reason::Reason,
     sealed::{SealedSecret, SecretBytes},
 };
@@ -33,6 +30,7 @@ pub(super) struct Sources {
     client: kube::Client,
     namespace: String,
     require_label: bool,
+    tokens: TokenLimits,
     phase: Phase,
     read: BTreeMap<Reference, Opened>,
 }
@@ -41,12 +39,19 @@ pub(super) struct Sources {
 pub(super) struct Opened {
     /// `Secret b/s`.
     title: String,
+    metadata: ObjectMeta,
     data: BTreeMap<String, SecretBytes>,
 }
 
 impl Sources {
-    pub(super) fn new(client: kube::Client, namespace: String, require_label: bool, phase: Phase) -> Self {
-        Self { client, namespace, require_label, phase, read: BTreeMap::new() }
+    pub(super) fn new(
+        client: kube::Client,
+        namespace: String,
+        require_label: bool,
+        tokens: TokenLimits,
+        phase: Phase,
+    ) -> Self {
+        Self { client, namespace, require_label, tokens, phase, read: BTreeMap::new() }
     }
 
     /// Whether only what its owner opened may be used.
@@ -90,7 +95,7 @@ impl Sources {
                     }
                     ReferenceKind::ServiceAccount => {
                         let account = get::<ServiceAccount>(&self.client, kind, &self.namespace, name).await?;
-                        open_service_account(&account, &self.namespace, name, self.require_label)?
+                        open_service_account(account, &self.namespace, name, self.require_label)?
                     }
                 };
                 Ok(entry.insert(opened))
@@ -100,10 +105,14 @@ impl Sources {
 
     /// Has a token issued by the API server, for an account whose owner opened it.
     pub(super) async fn service_account_token(&mut self, wanted: &TokenRequest<'_>) -> Result<Issued, Failure> {
-        self.open(ReferenceKind::ServiceAccount, wanted.account).await?;
+        let (namespace, require_label) = (self.namespace.clone(), self.require_label);
+        let opened = self.open(ReferenceKind::ServiceAccount, wanted.account).await?;
+        if require_label {
+            consent::check_audiences(&namespace, wanted.account, &opened.metadata, wanted.audiences)?;
+        }
         let account = format!("{}/{}", self.namespace, wanted.account);
         self.phase.set(format!("requesting a token of ServiceAccount {account} from the Kubernetes API server"));
-        wanted.send(&self.client, &self.namespace).await
+        wanted.send(&self.client, &self.namespace, &self.tokens).await
     }
 }
 
@@ -149,42 +158,34 @@ fn refused(error: &kube::Error, kind: ReferenceKind, namespace: &str, name: &str
 
 /// Takes a Secret's data, unless its owner has not opened it.
 fn open_secret(secret: SealedSecret, namespace: &str, name: &str, require_label: bool) -> Result<Opened, Failure> {
-    if require_label && !is_labelled(&secret.metadata) {
-        return Err(closed(ReferenceKind::Secret, namespace, name));
+    if require_label {
+        consent::check_label(ReferenceKind::Secret, namespace, name, &secret.metadata)?;
     }
-    Ok(Opened { title: format!("Secret {namespace}/{name}"), data: secret.data })
+    Ok(Opened { title: format!("Secret {namespace}/{name}"), metadata: secret.metadata, data: secret.data })
 }
 
 /// An account has no data of its own; it is opened all the same, since a token of it is as good as a secret.
 fn open_service_account(
-    account: &ServiceAccount,
+    account: ServiceAccount,
     namespace: &str,
     name: &str,
     require_label: bool,
 ) -> Result<Opened, Failure> {
-    if require_label && !is_labelled(&account.metadata) {
-        return Err(closed(ReferenceKind::ServiceAccount, namespace, name));
+    if require_label {
+        consent::check_label(ReferenceKind::ServiceAccount, namespace, name, &account.metadata)?;
     }
-    Ok(Opened { title: format!("ServiceAccount {namespace}/{name}"), data: BTreeMap::new() })
-}
-
-fn is_labelled(metadata: &ObjectMeta) -> bool {
-    metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_SOURCE)).is_some_and(|value| value == "true")
-}
-
-fn closed(kind: ReferenceKind, namespace: &str, name: &str) -> Failure {
-    let command = format!(
-        "kubectl label {} {name} -n {namespace} --overwrite {LABEL_SOURCE}=true",
-        kind.to_string().to_ascii_lowercase()
-    );
-    let message = format!("{kind} {namespace}/{name} is not open to TokenCaches: its owner opens it with {command}");
-    Failure::new(Reason::SourceNotAllowed, message)
+    let title = format!("ServiceAccount {namespace}/{name}");
+    Ok(Opened { title, metadata: account.metadata, data: BTreeMap::new() })
 }
 
 fn open_config_map(map: ConfigMap, namespace: &str, name: &str) -> Opened {
     let text = map.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.into_bytes().into()));
     let binary = map.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0.into()));
-    Opened { title: format!("ConfigMap {namespace}/{name}"), data: text.chain(binary).collect() }
+    Opened {
+        title: format!("ConfigMap {namespace}/{name}"),
+        metadata: map.metadata,
+        data: text.chain(binary).collect(),
+    }
 }
 
 /// A credential without the line breaks at its end.
@@ -202,8 +203,13 @@ impl Opened {
     pub(super) fn bytes(&self, key: &str) -> Result<&SecretBytes, Failure> {
         self.data.get(key).ok_or_else(|| {
             let keys = self.data.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let keys = if keys.is_empty() { "it has none".to_owned() } else { format!("its keys are {keys}") };
-            Failure::new(Reason::SourceNotFound, format!("{} has no key {key}: {keys}", self.title))
+            let keys = match keys.as_str() {
+                // Whoever writes a TokenCache may not be allowed to read it.
+                _ if !consent::is_labelled(&self.metadata) => String::new(),
+                "" => ": it has none".to_owned(),
+                keys => format!(": its keys are {keys}"),
+            };
+            Failure::new(Reason::SourceNotFound, format!("{} has no key {key}{keys}", self.title))
         })
     }
 
@@ -274,7 +280,8 @@ mod tests {
 
     #[test]
     fn a_key_is_found_or_told_by_name_and_its_value_never_is() {
-        let opened = open_secret(secret(json!(null)), "b", "s", false).map_err(|failure| failure.to_string()).unwrap();
+        let labels = json!({"tokencache.dev/source": "true"});
+        let opened = open_secret(secret(labels), "b", "s", true).map_err(|failure| failure.to_string()).unwrap();
         assert_eq!(opened.text("id").unwrap().expose_secret(), "me");
         assert_eq!(opened.text("newline").unwrap().expose_secret(), "hunter2\n");
         assert_eq!(opened.credential("newline").unwrap().expose_secret(), "hunter2");
@@ -295,6 +302,20 @@ mod tests {
     }
 
     #[test]
+    fn the_keys_of_an_object_without_the_label_are_not_listed() {
+        let opened = open_secret(secret(json!(null)), "b", "s", false).map_err(|failure| failure.to_string()).unwrap();
+        assert_eq!(opened.text("missing").unwrap_err().message, "Secret b/s has no key missing");
+        for (labels, wanted) in [
+            (json!({}), "ConfigMap b/m has no key b"),
+            (json!({"tokencache.dev/source": "true"}), "ConfigMap b/m has no key b: its keys are a"),
+        ] {
+            let map = serde_json::from_value(json!({"metadata": {"labels": labels}, "data": {"a": "x"}})).unwrap();
+            let failure = open_config_map(map, "b", "m").bytes("b").map(|_| ()).unwrap_err();
+            assert_eq!(failure.message, wanted);
+        }
+    }
+
+    #[test]
     fn a_value_that_is_null_is_an_empty_one() {
         let secret = serde_json::from_value(json!({"metadata": {}, "data": {"key": null}})).unwrap();
         let opened = open_secret(secret, "b", "s", false).map_err(|failure| failure.to_string()).unwrap();
@@ -308,7 +329,7 @@ mod tests {
         assert_eq!(opened.bytes("a").unwrap().expose_secret(), b"x");
         assert_eq!(opened.bytes("b").unwrap().expose_secret(), b"y");
         let empty = open_config_map(ConfigMap::default(), "b", "m").bytes("a").map(|_| ()).unwrap_err();
-        assert_eq!(empty.message, "ConfigMap b/m has no key a: it has none");
+        assert_eq!(empty.message, "ConfigMap b/m has no key a");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Tokens of service accounts, as the API server issues them (TokenRequest, `authentication.k8s.io/v1`).
 
+use std::time::Duration as StdDuration;
+
 use chrono::{DateTime, Utc};
 use k8s_openapi::{Resource as _, api::authentication::v1::TokenRequest as KubeTokenRequest};
 use secrecy::SecretString;
@@ -10,13 +12,29 @@ use zeroize::Zeroizing;
 use super::{Failure, redact::Redactor};
 use crate::{api::Duration, reason::Reason};
 
+/// What limits every token, whoever asks for it.
+#[derive(Clone, Debug)]
+pub(super) struct TokenLimits {
+    /// Name and UID of the Secret with the value, if there is one: Kubernetes takes the token for void when that Secret
+    /// is deleted.
+    pub(super) secret: Option<(String, String)>,
+    /// The longest lifetime that is asked for.
+    pub(super) max_lifetime: StdDuration,
+}
+
+/// The lifetime of a token that is not bound to a Secret: the shortest that Kubernetes issues.
+pub(super) const UNBOUND_LIFETIME: StdDuration = StdDuration::from_secs(600);
+/// What Kubernetes takes where no lifetime is asked for.
+const DEFAULT_LIFETIME: StdDuration = StdDuration::from_secs(3600);
+
 /// What is asked for.
 pub(super) struct TokenRequest<'a> {
     /// Name of the ServiceAccount.
     pub(super) account: &'a str,
     /// Who is to take the token; the API server itself, where none is named.
     pub(super) audiences: &'a [String],
-    /// How long it is to live; an hour, where it is not said. The server may choose another lifetime.
+    /// How long it is to live; an hour, where it is not said. The limits may make that shorter, and the server may choose
+    /// another lifetime.
     pub(super) expiration: Option<Duration>,
 }
 
@@ -46,7 +64,12 @@ struct Status<'a> {
 impl TokenRequest<'_> {
     /// To be called for accounts only that their owner opened, see
     /// [`Sources::service_account_token`](super::sources::Sources::service_account_token).
-    pub(super) async fn send(&self, client: &kube::Client, namespace: &str) -> Result<Issued, Failure> {
+    pub(super) async fn send(
+        &self,
+        client: &kube::Client,
+        namespace: &str,
+        limits: &TokenLimits,
+    ) -> Result<Issued, Failure> {
         let account = format!("{namespace}/{}", self.account);
         let unusable = || {
             let message =
@@ -55,17 +78,22 @@ impl TokenRequest<'_> {
         };
         let url = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{}/token", self.account);
         let request = http::Request::post(url).header(http::header::CONTENT_TYPE, "application/json");
-        let request = request.body(self.manifest().to_string().into_bytes()).map_err(|_| unusable())?;
+        let request = request.body(self.manifest(limits).to_string().into_bytes()).map_err(|_| unusable())?;
         // As text: of an answer that it cannot decode, kube logs every word.
         let text = client.request_text(request).await.map_err(|error| refused(&error, self.account, namespace));
         interpret(&Zeroizing::new(text?)).ok_or_else(unusable)
     }
 
-    fn manifest(&self) -> Value {
+    fn manifest(&self, limits: &TokenLimits) -> Value {
+        let mut lifetime = self.expiration.map_or(DEFAULT_LIFETIME, Duration::as_std).min(limits.max_lifetime);
         let mut spec = json!({ "audiences": self.audiences });
-        if let Some(expiration) = self.expiration {
-            spec["expirationSeconds"] = expiration.as_std().as_secs().into();
+        match &limits.secret {
+            Some((name, uid)) => {
+                spec["boundObjectRef"] = json!({"apiVersion": "v1", "kind": "Secret", "name": name, "uid": uid});
+            }
+            None => lifetime = lifetime.min(UNBOUND_LIFETIME),
         }
+        spec["expirationSeconds"] = lifetime.as_secs().into();
         json!({"apiVersion": KubeTokenRequest::API_VERSION, "kind": KubeTokenRequest::KIND, "spec": spec})
     }
 }
@@ -81,6 +109,10 @@ fn refused(error: &kube::Error, account: &str, namespace: &str) -> Failure {
     let account = format!("ServiceAccount {namespace}/{account}");
     match error {
         kube::Error::Api(status) => match status.code {
+            404 | 409 if is_of_secret(status) => Failure::new(
+                Reason::Unreachable,
+                format!("the Secret that a token of {account} was to be bound to was deleted meanwhile"),
+            ),
             404 => Failure::new(
                 Reason::SourceNotFound,
                 format!("{account} does not exist any more, or the API server issues no tokens"),
@@ -113,6 +145,11 @@ fn refused(error: &kube::Error, account: &str, namespace: &str) -> Failure {
     }
 }
 
+/// Whether it is the Secret, to which the token is to be bound, that does not exist or is another one.
+fn is_of_secret(status: &kube::core::Status) -> bool {
+    status.details.as_ref().is_some_and(|details| matches!(details.kind.as_str(), "secrets" | "Secret"))
+}
+
 /// Whether it is a permission that lacks: admission denies with the same status and other words.
 fn is_by_rbac(message: &str) -> bool {
     message.contains("cannot create resource")
@@ -127,19 +164,40 @@ mod tests {
 
     use super::*;
 
+    fn limits(secret: bool, hours: u64) -> TokenLimits {
+        TokenLimits {
+            secret: secret.then(|| ("s".to_owned(), "uid-1".to_owned())),
+            max_lifetime: StdDuration::from_secs(hours * 3600),
+        }
+    }
+
     #[test]
-    fn what_is_asked_for_is_said_and_the_rest_is_left_to_the_server() {
-        let all = TokenRequest {
-            account: "robot",
-            audiences: &["a".to_owned(), "b".to_owned()],
-            expiration: Some(Duration::from_secs(600)),
-        };
-        let head = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"});
-        let mut wanted = head.clone();
-        wanted["spec"] = json!({"audiences": ["a", "b"], "expirationSeconds": 600});
-        assert_eq!(all.manifest(), wanted);
-        wanted["spec"] = json!({"audiences": []});
-        assert_eq!(TokenRequest { account: "robot", audiences: &[], expiration: None }.manifest(), wanted);
+    fn what_is_asked_for_is_bound_to_the_secret() {
+        let wanted = TokenRequest { account: "robot", audiences: &["a".to_owned(), "b".to_owned()], expiration: None };
+        let bound = json!({"apiVersion": "v1", "kind": "Secret", "name": "s", "uid": "uid-1"});
+        let spec = json!({"audiences": ["a", "b"], "expirationSeconds": 3600, "boundObjectRef": bound});
+        let manifest = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+        assert_eq!(wanted.manifest(&limits(true, 24)), manifest);
+    }
+
+    #[test]
+    fn a_token_lives_no_longer_than_the_limits_allow() {
+        for (expiration, secret, hours, seconds) in [
+            (Some(600), true, 24, 600),
+            (Some(86400), true, 24, 86400),
+            (Some(86401), true, 24, 86400),
+            (Some(315_360_000), true, 24, 86400),
+            (None, true, 24, 3600),
+            (Some(7200), true, 1, 3600),
+            (None, false, 24, 600),
+            (Some(7200), false, 24, 600),
+        ] {
+            let expiration = expiration.map(Duration::from_secs);
+            let wanted = TokenRequest { account: "robot", audiences: &[], expiration };
+            let spec = wanted.manifest(&limits(secret, hours))["spec"].clone();
+            assert_eq!(spec["expirationSeconds"], seconds, "{expiration:?}");
+            assert_eq!(spec.get("boundObjectRef").is_some(), secret);
+        }
     }
 
     #[test]
@@ -178,6 +236,13 @@ mod tests {
             let failure = refused(&error, "robot", "b");
             assert_eq!(failure.reason, reason);
             assert!(failure.message.contains(words), "{failure}");
+        }
+        for code in [404, 409] {
+            let mut status = Status::failure("x", "Why").with_code(code);
+            status.details = serde_json::from_value(json!({"kind": "secrets", "name": "s"})).unwrap();
+            let failure = refused(&kube::Error::Api(status.boxed()), "robot", "b");
+            assert_eq!(failure.reason, Reason::Unreachable);
+            assert!(failure.message.contains("was deleted meanwhile"), "{failure}");
         }
         assert_eq!(refused(&kube::Error::TlsRequired, "robot", "b").reason, Reason::Unreachable);
     }

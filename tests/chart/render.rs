@@ -12,11 +12,13 @@ fn everything() -> Value {
         "imagePullSecrets": [{"name": "pull"}],
         "replicas": 3, "watchNamespaces": ["a", "b", "a"], "concurrency": 7, "leaseDuration": "30s",
         "requireSourceLabel": false, "allowCidrs": ["127.0.0.0/8", "::1/128"], "denyCidrs": ["10.0.0.0/8"],
+        "maxTokenLifetime": "1h30m", "targetTypes": ["Opaque", "example.com/x"],
+        "jobs": {"podSecurity": "baseline", "serviceAccount": "nobody"},
         "features": {"jobs": true, "serviceAccountTokens": true, "restarts": true},
         "profile": "default", "clusterCidrs": ["198.18.0.0/15"],
         "policies": {
             "status": true, "guards": true, "authors": true,
-            "controller": {"enabled": true, "secretTypes": ["example.com/a"], "reservedPrefixes": ["example.com/"]},
+            "controller": {"enabled": true, "reservedPrefixes": ["example.com/"]},
         },
         "log": {"format": "text", "level": "info,tokencache=debug"},
         "traces": {"endpoint": "http://collector:4318"},
@@ -120,7 +122,11 @@ fn every_option_is_seen_in_what_is_rendered() {
         "--concurrency=7",
         "--lease-duration=30s",
         "--require-source-label=false",
+        "--max-token-lifetime=1h30m",
+        "--target-types=Opaque,example.com/x",
         "--allow-jobs=true",
+        "--job-pod-security=baseline",
+        "--job-service-account=nobody",
         "--log-format=text",
         "--otlp-endpoint=http://collector:4318",
         "--namespace=a",
@@ -299,7 +305,7 @@ fn policies_follow_the_account_and_the_namespaces_of_the_release() {
     assert!(text.contains("'system:serviceaccount:ops:other'"), "{text}");
     // Only its owner can have named its own namespace.
     assert!(text.contains("['kube-system', 'kube-public', 'kube-node-lease']"), "{text}");
-    assert!(text.contains("['example.com/a']") && text.contains("['example.com/']"), "{text}");
+    assert!(text.contains("['Opaque', 'example.com/x']") && text.contains("['example.com/']"), "{text}");
     for policy in ["status", "locks", "values", "runs", "authors"] {
         let binding = find(&some, "ValidatingAdmissionPolicyBinding", &format!("ops-tc-full-{policy}"));
         let wanted = json!([{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "ops"]}]);
@@ -388,6 +394,11 @@ fn a_wrong_value_is_refused_with_its_name() {
         (json!({"watchNamespaces": "a"}), "watchNamespaces"),
         (json!({"concurrency": 0}), "concurrency"),
         (json!({"leaseDuration": 15}), "leaseDuration"),
+        (json!({"maxTokenLifetime": 24}), "maxTokenLifetime"),
+        (json!({"targetTypes": []}), "targetTypes"),
+        (json!({"targetTypes": ["a,b"]}), "targetTypes"),
+        (json!({"jobs": {"podSecurity": "none"}}), "podSecurity"),
+        (json!({"jobs": {"serviceAccount": "Not An Account"}}), "serviceAccount"),
         (json!({"log": {"format": "xml"}}), "format"),
         (json!({"crds": {"keep": "yes"}}), "keep"),
         (json!({"extraEnv": {"A": "b"}}), "extraEnv"),
@@ -398,8 +409,7 @@ fn a_wrong_value_is_refused_with_its_name() {
         (json!({"metrics": {"service": {"enabled": false}, "serviceMonitor": {"enabled": true}}}), "metrics.service"),
         (json!({"podDisruptionBudget": {"maxUnavailable": 0}}), "maxUnavailable"),
         (json!({"policies": {"controller": true}}), "controller"),
-        (json!({"policies": {"controller": {"secretTypes": []}}}), "secretTypes"),
-        (json!({"policies": {"controller": {"secretTypes": ["a'"]}}}), "secretTypes"),
+        (json!({"targetTypes": ["a'"]}), "targetTypes"),
         (json!({"policies": {"controller": {"reservedPrefixes": ["argocd.argoproj.io"]}}}), "reservedPrefixes"),
     ] {
         let error = try_render(&wrong).expect_err(&wrong.to_string());

@@ -63,17 +63,25 @@ fn the_example_of_a_clouds_command_line_works() {
         let aws = r#"#!/bin/sh
             test "$*" = "codeartifact get-authorization-token --domain example --output json --query \
 {token: authorizationToken, expires_at: expiration}" || { echo "unknown: $*" >&2; exit 252; }
-            mkdir -p "$HOME/.aws/cli" && test -s /var/run/secrets/kubernetes.io/serviceaccount/token || exit 253
+            mkdir -p "$HOME/.aws/cli" && test -s /var/run/secrets/eks.amazonaws.com/serviceaccount/token || exit 253
             at=$(($(date +%s) + 43200))
             printf '{\n    "token": "aws-%s",\n    "expires_at": "%s.123000+00:00"\n}\n' \
-                "$(sha256sum < /var/run/secrets/kubernetes.io/serviceaccount/token | cut -c -8)" \
+                "$(sha256sum < /var/run/secrets/eks.amazonaws.com/serviceaccount/token | cut -c -8)" \
                 "$(date -u -d "@$at" +%Y-%m-%dT%H:%M:%S)"
         "#;
         script_image("tokencache.test/aws:1", "aws", aws).await;
         let stage = Stage::new().await;
-        stage.ns.create::<ServiceAccount>(open(json!({"name": "codeartifact"}))).await;
+        let annotations = json!({"tokencache.dev/audiences": "sts.amazonaws.com"});
+        stage.ns.create::<ServiceAccount>(open(json!({"name": "codeartifact", "annotations": annotations}))).await;
         let words = [("public.ecr.aws/aws-cli/aws-cli:2.22.0", "tokencache.test/aws:1")];
-        stage.ns.create::<TokenCache>(example("codeartifact", &words)).await;
+        let mut cache = example("codeartifact", &words);
+        // What the webhook of EKS adds to pods of such an account.
+        let template = &mut cache["spec"]["fetch"]["job"]["template"]["spec"];
+        let token = json!({"audience": "sts.amazonaws.com", "path": "token"});
+        template["volumes"] = json!([{"name": "aws", "projected": {"sources": [{"serviceAccountToken": token}]}}]);
+        template["containers"][0]["volumeMounts"] =
+            json!([{"name": "aws", "mountPath": "/var/run/secrets/eks.amazonaws.com/serviceaccount"}]);
+        stage.ns.create::<TokenCache>(cache).await;
         let cache = stage.ns.await_ready("codeartifact", true, "Fetched").await;
         let secret: Secret = stage.ns.get("codeartifact").await;
         assert!(secret.token().starts_with("aws-"), "{}", secret.token());
@@ -124,7 +132,8 @@ fn the_example_in_python_works_and_tells_a_failed_login() {
         let server = axum::serve(listener, partner(state.clone()));
         in_background(async move { server.await.expect("it serves") });
 
-        let stage = Stage::new().await;
+        // For the network of the host, below.
+        let stage = Stage::with(&["--job-pod-security=privileged"]).await;
         let login = |password: &str| {
             let mut secret = open(json!({"name": "partner-login"}));
             secret["stringData"] = json!({"USERNAME": "me", "PASSWORD": password});

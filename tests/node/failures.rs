@@ -112,7 +112,12 @@ fn what_the_cluster_does_not_give_is_told_apart() {
         ("mount", mount(), "JobFailed", "configmap \"nope\" not found"),
         ("memory", memory(), "JobFailed", "OOMKilled"),
         ("evicted", evicted(), "JobFailed", "evicted"),
-        ("account", pod_spec(json!({"serviceAccountName": "nope"})), "JobFailed", "serviceaccount \"nope\" not found"),
+        (
+            "account",
+            pod_spec(json!({"serviceAccountName": "nope"})),
+            "SourceNotFound",
+            "nope, under which the pod is to run, does not exist",
+        ),
     ]));
 }
 
@@ -215,5 +220,32 @@ fn a_secret_is_read_only_when_its_owner_opened_it_and_then_at_once() {
         let label = json!({"metadata": {"labels": {"tokencache.dev/source": "true"}}});
         stage.ns.patch::<Secret>("s", label).await;
         stage.ns.await_ready("a", true, "Fetched").await;
+    });
+}
+
+#[test]
+fn an_optional_secret_that_is_created_during_the_run_is_not_read() {
+    on_node(async {
+        let stage = Stage::new().await;
+        // The kubelet mounts an optional Secret into a running pod some seconds after it was created.
+        let script = r#"
+            for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+                test ! -e /s/clientSecret || { echo "it was read" >&2; exit 1; }
+                sleep 1
+            done
+            echo '{"token": "x", "expires_in": 60}' > $TOKENCACHE_RESULT
+        "#;
+        let mut spec = container(json!({
+            "command": ["sh", "-ec", script], "volumeMounts": [{"name": "s", "mountPath": "/s"}],
+        }));
+        merge(
+            &mut spec,
+            pod_spec(json!({"volumes": [{"name": "s", "secret": {"secretName": "s", "optional": true}}]})),
+        );
+        stage.script("a", "", spec).await;
+        stage.pod("a", "the container runs", is_fetching).await;
+        stage.ns.create::<Secret>(crate::support::manifests::source_secret("s", "hunter2", false)).await;
+        let cache = stage.ns.await_ready("a", true, "Fetched").await;
+        assert_eq!(cache.seen().failures, 0);
     });
 }

@@ -87,8 +87,13 @@ pub struct Stage {
 
 impl Stage {
     pub async fn new() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// With further arguments for the controller.
+    pub async fn with(arguments: &[&str]) -> Self {
         let ns = Namespace::new().await;
-        let controller = Controller::start(&ns, &ARGUMENTS).await;
+        let controller = Controller::start(&ns, &[ARGUMENTS.as_slice(), arguments].concat()).await;
         Self { controller, ns }
     }
 

@@ -18,7 +18,9 @@ fn with_the_charts_rights_jobs_run_and_each_right_that_is_missing_is_told_at_onc
         let spec = json!({"fetch": {"job": {"template": {"spec": {
             "volumes": [{"name": "s", "secret": {"secretName": "s"}}], "serviceAccountName": "default",
         }}}}});
-        let account = json!({"metadata": {"labels": {"tokencache.dev/source": "true"}}});
+        let account = json!({"metadata": {
+            "labels": {"tokencache.dev/source": "true"}, "annotations": {"tokencache.dev/audiences": "kube-apiserver"},
+        }});
         let found = |account: Option<&k8s_openapi::api::core::v1::ServiceAccount>| account.is_some();
         stage.ns.await_object("default", "it is there", found).await;
         stage.ns.patch::<k8s_openapi::api::core::v1::ServiceAccount>("default", account).await;

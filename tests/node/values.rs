@@ -61,7 +61,8 @@ fn with_server(server: &TokenServer, name: &str) -> Value {
 #[test]
 fn a_shell_fetches_and_its_state_counts_up_and_a_pod_reads_the_new_value() {
     on_node(async {
-        let stage = Stage::new().await;
+        // Its pods use the network of the host.
+        let stage = Stage::with(&["--job-pod-security=privileged"]).await;
         let server = TokenServer::start(options()).expect("a token server");
         stage.ns.create::<Secret>(source_secret("client", &server.options().client_secret, true)).await;
         stage.ns.lift_policies("the pod uses the network of its node").await;

@@ -10,7 +10,10 @@ use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::{ResourceQuota, Secret, ServiceAccount};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use serde_json::{Value, json};
-use tokencache::api::{TokenCache, names::LABEL_SOURCE};
+use tokencache::api::{
+    TokenCache,
+    names::{ANNOTATION_AUDIENCES, LABEL_SOURCE},
+};
 
 use crate::support::{
     Action, CacheView as _, Controller, FlakyApi, Invariant, Launch, Scene, SecretView as _, When, pass, poll,
@@ -137,7 +140,9 @@ fn a_token_request_that_is_refused_is_made_again_though_no_object_changes() {
         let (scene, api) = through_proxy().await;
         let robot = json!({
             "apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": {"name": "robot", "labels": {LABEL_SOURCE: "true"}},
+            "metadata": {
+                "name": "robot", "labels": {LABEL_SOURCE: "true"}, "annotations": {ANNOTATION_AUDIENCES: "kube-apiserver"},
+            },
         });
         scene.ns.create::<ServiceAccount>(robot).await;
         let rbac = r#"serviceaccounts "robot" is forbidden: User "u" cannot create resource "serviceaccounts/token""#;

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use serde_json::{Value, json};
-use tokencache::api::{TokenCache, names::LABEL_SOURCE};
+use tokencache::api::{
+    TokenCache,
+    names::{ANNOTATION_AUDIENCES, LABEL_SOURCE},
+};
 
 use crate::support::{
     CacheView as _, Cluster, Controller, Namespace, OidcProvider, SecretView as _, opened, pass, refresh_token,
@@ -27,7 +30,10 @@ impl Stage {
         let account = |name: &str, opened: &str| {
             json!({
                 "apiVersion": "v1", "kind": "ServiceAccount",
-                "metadata": {"name": name, "labels": {LABEL_SOURCE: opened}},
+                "metadata": {
+                    "name": name, "labels": {LABEL_SOURCE: opened},
+                    "annotations": {ANNOTATION_AUDIENCES: format!("{AUDIENCE},https://other.example.com")},
+                },
             })
         };
         ns.create::<ServiceAccount>(account("workload", "true")).await;
@@ -271,6 +277,15 @@ fn wrong_input_of_every_grant_and_client_authentication_is_told_so_that_a_strang
                 workload("absent", AUDIENCE),
                 "SourceNotFound",
                 vec!["ServiceAccount", "absent does not exist"],
+            ),
+            (
+                "workload-unnamed",
+                workload("workload", "https://unnamed.example.com"),
+                "SourceNotAllowed",
+                vec![
+                    "ServiceAccount",
+                    "does not allow TokenCaches tokens for the audience https://unnamed.example.com",
+                ],
             ),
             (
                 "workload-closed",

@@ -128,7 +128,11 @@ fn a_proxy_is_tried_again_at_once_with_the_corrected_password() {
 fn an_account_that_is_opened_lets_only_those_go_on_that_wait_for_it() {
     scenario(async {
         let scene = Scene::new().await;
-        let account = |name: &str, labels: Value| json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "labels": labels}});
+        let account = |name: &str, labels: Value| {
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {
+                "name": name, "labels": labels, "annotations": {"tokencache.dev/audiences": "kube-apiserver"},
+            }})
+        };
         let by = |name: &str| {
             patient(json!({"fetch": {"oauth2": null, "serviceAccountToken": {"serviceAccountName": name}}}))
         };

@@ -11,7 +11,10 @@ use k8s_openapi::api::{
 };
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
-use tokencache::api::{TokenCache, names::LABEL_SOURCE};
+use tokencache::api::{
+    TokenCache,
+    names::{ANNOTATION_AUDIENCES, LABEL_SOURCE},
+};
 
 use crate::support::{
     CacheView as _, Controller, DEADLINE, Launch, Scene,
@@ -159,7 +162,8 @@ fn without_any_one_right_it_is_seen_which() {
 async fn complaint((resource, verb, story, sign): &(&str, &str, Story, Sign)) -> Option<String> {
     let (ns, server) = Scene::stage(Options::default()).await;
     ns.grant(without(resource, verb)).await;
-    let arguments = ["--lease-duration", "2s"];
+    // The pods of jobs name a node, so that no scheduler has a word to say.
+    let arguments = ["--lease-duration", "2s", "--job-pod-security", "privileged"];
     let controller = Controller::spawn(&ns, Launch { arguments: &arguments, ..Launch::default() }).await;
     let scene = Scene { controller, server, ns };
     let seen = async {
@@ -233,7 +237,9 @@ async fn play(scene: &Scene, story: Story) {
         AccountToken => {
             ns.create::<ServiceAccount>(json!({
                 "apiVersion": "v1", "kind": "ServiceAccount",
-                "metadata": {"name": "robot", "labels": {LABEL_SOURCE: "true"}},
+                "metadata": {
+                    "name": "robot", "labels": {LABEL_SOURCE: "true"}, "annotations": {ANNOTATION_AUDIENCES: "a"},
+                },
             }))
             .await;
             let source = json!({"serviceAccountName": "robot", "audiences": ["a"]});

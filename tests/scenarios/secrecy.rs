@@ -125,8 +125,12 @@ fn a_secret_that_another_hand_changed_is_not_told_when_it_is_put_right() {
         let change = json!({"stringData": {"more": "m"}});
         scene.ns.patch::<k8s_openapi::api::core::v1::Secret>("a", change).await;
         scene.ns.await_event("a", "Drifted").await;
-        scene.ns.patch_spec("b", json!({"target": {"type": "example.com/token"}})).await;
-        let typed = |secret: &k8s_openapi::api::core::v1::Secret| secret.type_.as_deref() == Some("example.com/token");
+        scene
+            .ns
+            .patch_spec("b", json!({"target": {"type": "kubernetes.io/basic-auth", "data": {"password": "token"}}}))
+            .await;
+        let typed =
+            |secret: &k8s_openapi::api::core::v1::Secret| secret.type_.as_deref() == Some("kubernetes.io/basic-auth");
         scene.ns.await_secret("b", "the new type", typed).await;
         assert_no_leak(&scene.ns, &scene.server, &[&scene.controller]).await;
     });

@@ -16,7 +16,7 @@ use tokencache::api::{
 };
 
 use crate::support::{
-    CacheView as _, Namespace, Scene, SecretView as _, scenario,
+    CacheView as _, Controller, Namespace, Scene, SecretView as _, scenario,
     server::{Behaviour, Gate},
     version, within,
 };
@@ -256,5 +256,29 @@ fn so_are_those_of_a_secret_that_does_not_record_which_were_the_specs() {
         let record = json!({"metadata": {"annotations": {ANNOTATION_TARGET_KEYS: null}}});
         scene.ns.patch::<Secret>("a", record).await;
         removed_keys_go(&scene).await;
+    });
+}
+
+#[test]
+fn a_type_that_the_controller_does_not_write_is_refused_before_anything_is_fetched() {
+    scenario(async {
+        let scene = Scene::new().await;
+        let release =
+            json!({"target": {"type": "helm.sh/release.v1", "labels": {"owner": "helm", "status": "deployed"}}});
+        scene.cache("a", release).await;
+        let cache = scene.ns.await_ready("a", false, "InvalidSpec").await;
+        for words in ["spec.target.type: helm.sh/release.v1", "Opaque, kubernetes.io/basic-auth", "--target-types"] {
+            assert!(cache.message().contains(words), "{}", cache.message());
+        }
+        assert_eq!(cache.stalled(), Some("InvalidSpec"));
+        assert_eq!(scene.server.requests("a"), 0);
+        assert!(scene.ns.api::<Secret>().get_opt("a").await.expect("an answer").is_none());
+
+        let Scene { controller, server: _server, ns } = scene;
+        controller.terminate().await;
+        let _controller = Controller::start(&ns, &["--target-types", "Opaque,helm.sh/release.v1"]).await;
+        ns.request("a", "now").await;
+        ns.await_ready("a", true, "Fetched").await;
+        assert_eq!(ns.get::<Secret>("a").await.type_.as_deref(), Some("helm.sh/release.v1"));
     });
 }

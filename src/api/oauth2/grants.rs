@@ -126,7 +126,8 @@ pub struct TokenSource {
     pub service_account: Option<ServiceAccountRef>,
 }
 
-/// A ServiceAccount in the TokenCache's namespace. It must carry the label tokencache.dev/source: "true".
+/// A ServiceAccount in the TokenCache's namespace. It must carry the label tokencache.dev/source: "true" and list the audiences
+/// in its annotation tokencache.dev/audiences.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountRef {

@@ -2,7 +2,7 @@
 //!
 //! 1. [`template`]: what the spec may hold; [`leftovers`]: nothing of an earlier run goes on.
 //! 2. [`seal`]: a key pair for this run; [`state`]: what the last run left, and the key; [`manifest`], [`security`]:
-//!    the Job.
+//!    the Job. [`pod_security`]: what the administrator allows its pod.
 //! 3. [`follow`] watches what [`owned`] finds to be the run's, [`judge`] says what it means. Whatever ends this,
 //!    [`ending`] sees to the Job.
 //! 4. The collector in the pod (`tokencache collect`) has sealed the [`result`] to the key; it is opened here, in
@@ -16,6 +16,7 @@ mod judge;
 mod leftovers;
 mod manifest;
 mod owned;
+mod pod_security;
 mod result;
 mod run;
 mod seal;
@@ -25,11 +26,14 @@ mod template;
 mod watch;
 mod words;
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::{Api, Client, Resource as _};
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::pod_security::PodSecurity;
 use self::run::Runs;
 #[cfg(test)]
 pub(crate) use self::seal::KeyPair;
@@ -37,13 +41,26 @@ pub(crate) use self::{
     result::{SEALED, failed, read as read_result},
     seal::{MAX_RESULT, SealError, seal},
 };
-use super::{Attempt, Failure, Obtained, Reference, state_secret};
+use super::{Attempt, Failure, Obtained, Reference, ReferenceKind, consent, state_secret};
 use crate::{
-    api::{Invalid, TokenCache, job::Job, names::LABEL_SOURCE},
+    api::{Invalid, TokenCache, job::Job},
     lock::Owner,
     observe::{ApiError, limited},
     reason::Reason,
 };
+
+/// What an administrator says of jobs.
+#[derive(Clone, Debug)]
+pub struct JobSettings {
+    /// Whether the source `job` may be used.
+    pub allowed: bool,
+    /// The image with this very program, for the pods of jobs.
+    pub collector_image: String,
+    /// The level of the Pod Security Standards that the templates must keep to.
+    pub pod_security: PodSecurity,
+    /// The service account of jobs that name none.
+    pub service_account: Option<String>,
+}
 
 /// Where a Job is run.
 pub(super) struct Place<'a> {
@@ -52,8 +69,7 @@ pub(super) struct Place<'a> {
     pub(super) ends: &'a TaskTracker,
     /// Cancelled when the process is about to end.
     pub(super) stopping: &'a CancellationToken,
-    /// The collector's image.
-    pub(super) image: &'a str,
+    pub(super) settings: &'a JobSettings,
     pub(super) cache: &'a TokenCache,
 }
 
@@ -83,19 +99,20 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Jo
     let mut kept = store.look().await?;
     let mut jobs = leftovers::list(client, &owner).await?;
     // Before anything else: what an earlier run has learned is kept even if nothing is fetched now.
+    let mut adopted = None;
     if let Some(begun) = kept.begun()
         && let Some(found) = owned::job_of(&jobs, &owner, &begun.keys.id())
     {
-        let adopted = runs.adopt(found, begun, kept).await?;
-        allowed(attempt, place, &owner, job).await?;
-        if let Some(obtained) = adopted {
-            return Ok(obtained);
-        }
+        adopted = runs.adopt(found, begun, kept).await?;
         kept = store.look().await?;
         jobs = leftovers::list(client, &owner).await?;
-    } else {
-        allowed(attempt, place, &owner, job).await?;
     }
+    let absent = allowed(attempt, place, &owner, job).await?;
+    if let Some(obtained) = adopted {
+        return Ok(obtained);
+    }
+    let usable = template::under(template::without(job, &absent), place.settings.service_account.as_deref());
+    let runs = Runs { job: &usable, ..runs };
     leftovers::clear(client, &owner, job.keep_failed(), &jobs, &phase).await?;
     let unanswered = kept.begun().filter(|begun| {
         let run = begun.keys.id();
@@ -112,52 +129,64 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Jo
 }
 
 /// Secrets and service accounts of the template, as of every source, must be opened by their owners: else whoever may
-/// write a TokenCache could read them all.
-async fn allowed(attempt: &mut Attempt<'_>, place: &Place<'_>, owner: &Owner, job: &Job) -> Result<(), Failure> {
+/// write a TokenCache could read them all. Gives the Secrets that do not exist and that the pod may do without.
+async fn allowed(
+    attempt: &mut Attempt<'_>,
+    place: &Place<'_>,
+    owner: &Owner,
+    job: &Job,
+) -> Result<BTreeSet<String>, Failure> {
+    pod_security::check(&job.template.0, place.settings.pod_security)
+        .map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
+    let mut absent = BTreeSet::new();
     if !attempt.sources.requires_label() {
-        return Ok(());
+        return Ok(absent);
     }
+    let Owner { namespace, .. } = owner;
     for (name, optional) in template::secrets(job) {
-        let api = Api::<Secret>::namespaced(place.client.clone(), &owner.namespace);
+        let api = Api::<Secret>::namespaced(place.client.clone(), namespace);
         attempt.phase.set(format!("looking at Secret {name}"));
         let found =
             limited(api.get_metadata_opt(&name)).await.map_err(|error| unreadable::<Secret>(owner, &name, &error))?;
         match found {
-            None if optional => {}
+            Some(found) => consent::check_label(ReferenceKind::Secret, namespace, &name, found.meta())?,
+            None if optional => {
+                absent.insert(name);
+            }
             None => {
-                let message = format!("Secret {}/{name}, which the pod is to read, does not exist", owner.namespace);
+                let message = format!("Secret {namespace}/{name}, which the pod is to read, does not exist");
                 return Err(Failure::new(Reason::SourceNotFound, message));
             }
-            Some(found) => opened("secret", &name, owner, found.meta())?,
         }
     }
-    if let Some(name) = template::service_account(job) {
-        let api = Api::<ServiceAccount>::namespaced(place.client.clone(), &owner.namespace);
+    let chosen = place.settings.service_account.as_deref();
+    if let Some(name) = template::named_account(job).or(chosen).or_else(|| template::service_account(job)) {
+        let api = Api::<ServiceAccount>::namespaced(place.client.clone(), namespace);
         attempt.phase.set(format!("looking at ServiceAccount {name}"));
         let found = limited(api.get_metadata_opt(name)).await;
-        if let Some(found) = found.map_err(|error| unreadable::<ServiceAccount>(owner, name, &error))? {
-            opened("serviceaccount", name, owner, found.meta())?;
+        let Some(found) = found.map_err(|error| unreadable::<ServiceAccount>(owner, name, &error))? else {
+            let message = format!("ServiceAccount {namespace}/{name}, under which the pod is to run, does not exist");
+            return Err(Failure::new(Reason::SourceNotFound, message));
+        };
+        // The administrator has chosen the other one, which is good for nothing by itself.
+        if template::service_account(job).is_some() {
+            consent::check_label(ReferenceKind::ServiceAccount, namespace, name, found.meta())?;
+            for audiences in template::token_audiences(job) {
+                consent::check_audiences(namespace, name, found.meta(), &audiences).map_err(or_without_token)?;
+            }
         }
     }
-    Ok(())
+    Ok(absent)
 }
 
-fn opened(
-    kind: &str,
-    name: &str,
-    owner: &Owner,
-    metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-) -> Result<(), Failure> {
-    let label = metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_SOURCE));
-    if label.is_some_and(|value| value == "true") {
-        return Ok(());
-    }
-    let namespace = &owner.namespace;
+/// Says how a job does without a token.
+fn or_without_token(failure: Failure) -> Failure {
     let message = format!(
-        "the {kind} {namespace}/{name}, which the pod is to use, is not open to TokenCaches: its owner opens it with \
-         kubectl label {kind} {name} -n {namespace} --overwrite {LABEL_SOURCE}=true"
+        "{}; a pod that needs no token of the API server has spec.fetch.job.template.spec.automountServiceAccountToken: \
+         false",
+        failure.message
     );
-    Err(Failure::new(Reason::SourceNotAllowed, message))
+    Failure { message, ..failure }
 }
 
 fn unreadable<K: kube::Resource<DynamicType = ()>>(owner: &Owner, name: &str, error: &ApiError) -> Failure {

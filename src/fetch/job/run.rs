@@ -99,7 +99,7 @@ impl Runs<'_> {
             id: &id,
             key: &begun.keys.public(),
             deadline: self.place.cache.spec.fetch.timeout(),
-            image: self.place.image,
+            image: &self.place.settings.collector_image,
             state_key: kept.state_key(),
         });
         self.phase.set("creating the Job".into());

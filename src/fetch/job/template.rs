@@ -6,12 +6,22 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::manifest::{RESERVED, name, objects};
+use super::manifest::{RESERVED, default, name, objects};
 use crate::api::{Invalid, job::Job};
 
 const FIELD: &str = "spec.fetch.job.template.spec";
+
+const CONTAINERS: [&str; 2] = ["initContainers", "containers"];
+/// Where a variable names a Secret.
+const VARIABLE: &str = "/valueFrom/secretKeyRef";
+/// The account of pods that name none.
+pub(super) const DEFAULT_ACCOUNT: &str = "default";
+/// Sources of projected volumes that say nothing of who the pod is.
+const IMPERSONAL_SOURCES: [&str; 4] = ["clusterTrustBundle", "configMap", "downwardAPI", "secret"];
+/// Labels of pods into which the webhook of Azure Workload Identity injects a token.
+const AZURE_IDENTITY: &str = "azure.workload.identity/";
 
 /// Kinds of volumes that give nothing away that its owner would have to open, but for `secret` and `projected`, of
 /// which the Secrets are known.
@@ -81,21 +91,18 @@ pub(super) fn check(job: &Job) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// The Secrets that the pod reads, and whether it may do without.
+/// The Secrets that the pod reads, and whether it may do without. A pull secret that does not exist is ignored by
+/// Kubernetes.
 pub(super) fn secrets(job: &Job) -> BTreeSet<(String, bool)> {
     let spec = job.template.0.get("spec").unwrap_or(&Value::Null);
     let mut found = BTreeSet::new();
     let mut add = |reference: Option<&Value>, field: &str| {
         let text = reference.and_then(|reference| reference.get(field)).and_then(Value::as_str);
-        let optional = reference.and_then(|reference| reference.get("optional")) == Some(&Value::Bool(true));
-        found.extend(text.map(|text| (text.to_owned(), optional)));
+        found.extend(text.map(|text| (text.to_owned(), is_optional(reference))));
     };
-    let list = |object: &'_ Map<String, Value>, field: &str| {
-        object.get(field).and_then(Value::as_array).cloned().unwrap_or_default()
-    };
-    for container in ["initContainers", "containers"].into_iter().flat_map(|field| objects(spec, field)) {
+    for container in CONTAINERS.into_iter().flat_map(|field| objects(spec, field)) {
         for variable in list(container, "env") {
-            add(variable.pointer("/valueFrom/secretKeyRef"), "name");
+            add(variable.pointer(VARIABLE), "name");
         }
         for source in list(container, "envFrom") {
             add(source.get("secretRef"), "name");
@@ -103,29 +110,120 @@ pub(super) fn secrets(job: &Job) -> BTreeSet<(String, bool)> {
     }
     for volume in objects(spec, "volumes") {
         add(volume.get("secret"), "secretName");
-        let projected = volume.get("projected").and_then(Value::as_object);
-        for source in projected.map(|projected| list(projected, "sources")).unwrap_or_default() {
+        for source in projected(volume) {
             add(source.get("secret"), "name");
         }
     }
+    let pull_secrets = objects(spec, "imagePullSecrets").map(name).filter(|name| !name.is_empty());
+    found.extend(pull_secrets.map(|name| (name.to_owned(), true)));
     found
 }
 
-/// The service account whose token the pod gets, if it gets one.
-pub(super) fn service_account(job: &Job) -> Option<&str> {
+fn is_optional(reference: Option<&Value>) -> bool {
+    reference.and_then(|reference| reference.get("optional")) == Some(&Value::Bool(true))
+}
+
+fn list<'a>(object: &'a Map<String, Value>, field: &str) -> &'a [Value] {
+    object.get(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn projected(volume: &Map<String, Value>) -> &[Value] {
+    volume.get("projected").and_then(Value::as_object).map(|projected| list(projected, "sources")).unwrap_or_default()
+}
+
+/// The job without its references to these Secrets, which did not exist when they were looked at. Kubernetes reads an
+/// optional Secret whenever it comes to exist, even while the pod runs, and whether its owner allows that is not known.
+pub(super) fn without(job: &Job, absent: &BTreeSet<String>) -> Job {
+    let mut job = job.clone();
+    let is_absent = |reference: Option<&Value>, field: &str| {
+        let name = reference.and_then(|reference| reference.get(field)).and_then(Value::as_str);
+        name.is_some_and(|name| absent.contains(name))
+    };
+    let Some(spec) = job.template.0.get_mut("spec").and_then(Value::as_object_mut) else { return job };
+    let retain = |object: &mut Map<String, Value>, field: &str, keeps: &dyn Fn(&Value) -> bool| {
+        if let Some(list) = object.get_mut(field).and_then(Value::as_array_mut) {
+            list.retain(keeps);
+        }
+    };
+    let each = |spec: &mut Map<String, Value>, field: &str, change: &dyn Fn(&mut Map<String, Value>)| {
+        let list = spec.get_mut(field).and_then(Value::as_array_mut);
+        list.into_iter().flatten().filter_map(Value::as_object_mut).for_each(change);
+    };
+    retain(spec, "imagePullSecrets", &|secret| !is_absent(Some(secret), "name"));
+    for field in CONTAINERS {
+        each(spec, field, &|container| {
+            retain(container, "env", &|variable| !is_absent(variable.pointer(VARIABLE), "name"));
+            retain(container, "envFrom", &|source| !is_absent(source.get("secretRef"), "name"));
+        });
+    }
+    each(spec, "volumes", &|volume| {
+        let mut empty = is_absent(volume.get("secret"), "secretName");
+        if let Some(projected) = volume.get_mut("projected").and_then(Value::as_object_mut) {
+            let before = list(projected, "sources").len();
+            retain(projected, "sources", &|source| !is_absent(source.get("secret"), "name"));
+            empty = before > 0 && list(projected, "sources").is_empty();
+        }
+        if empty {
+            // The containers mount it.
+            volume.retain(|kind, _| kind == "name");
+            volume.insert("emptyDir".to_owned(), json!({}));
+        }
+    });
+    job
+}
+
+/// The service account that the template names.
+pub(super) fn named_account(job: &Job) -> Option<&str> {
     let spec = job.template.0.get("spec")?;
     let text = |field: &str| spec.get(field).and_then(Value::as_str).filter(|name| !name.is_empty());
-    let named = text("serviceAccountName").or_else(|| text("serviceAccount"));
+    text("serviceAccountName").or_else(|| text("serviceAccount"))
+}
+
+/// The service account whose identity the pod can use in a way that the template tells: it is named, its token is
+/// mounted, or a volume acts for it.
+pub(super) fn service_account(job: &Job) -> Option<&str> {
+    named_account(job).or_else(|| uses_identity(job).then_some(DEFAULT_ACCOUNT))
+}
+
+/// Whether the pod gets an identity by its account even where the template does not name it.
+pub(super) fn uses_identity(job: &Job) -> bool {
+    let spec = job.template.0.get("spec").unwrap_or(&Value::Null);
     let mounted = spec.get("automountServiceAccountToken") == Some(&Value::Bool(true));
-    let projected = objects(spec, "volumes").any(|volume| {
-        let sources = volume.get("projected").and_then(|projected| projected.get("sources"));
-        sources
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .any(|source| source.get("serviceAccountToken").is_some())
+    let volumes = objects(spec, "volumes").any(|volume| {
+        // The kubelet gives CSI drivers a token of the account, whatever is mounted into the containers.
+        ["csi", "ephemeral"].iter().any(|kind| volume.get(*kind).is_some_and(|volume| !volume.is_null()))
+            || projected(volume).iter().filter_map(Value::as_object).any(|source| {
+                source.iter().any(|(kind, of)| !of.is_null() && !IMPERSONAL_SOURCES.contains(&kind.as_str()))
+            })
     });
-    named.or((mounted || projected).then_some("default"))
+    let labels = job.template.0.pointer("/metadata/labels").and_then(Value::as_object);
+    let injected = labels.is_some_and(|labels| labels.keys().any(|key| key.starts_with(AZURE_IDENTITY)));
+    mounted || volumes || injected
+}
+
+/// The audiences of the tokens of its account that the pod mounts, for each of them; none stands for the API server's own.
+pub(super) fn token_audiences(job: &Job) -> Vec<Vec<String>> {
+    let spec = job.template.0.get("spec").unwrap_or(&Value::Null);
+    let automount = spec.get("automountServiceAccountToken").and_then(Value::as_bool);
+    // Kubernetes mounts one unless the pod or the account says otherwise; this does so only for an account that is named.
+    let mounted = automount.unwrap_or(named_account(job).is_some());
+    let tokens = objects(spec, "volumes").flat_map(projected).filter_map(|source| source.get("serviceAccountToken"));
+    let audience = |token: &Value| {
+        let audience = token.get("audience").and_then(Value::as_str).filter(|audience| !audience.is_empty());
+        audience.map(str::to_owned).into_iter().collect()
+    };
+    mounted.then(Vec::new).into_iter().chain(tokens.filter(|token| !token.is_null()).map(audience)).collect()
+}
+
+/// The job under an account that was chosen for those that name none, without its token.
+pub(super) fn under(mut job: Job, account: Option<&str>) -> Job {
+    if let Some(account) = account.filter(|_| named_account(&job).is_none())
+        && let Some(spec) = job.template.0.get_mut("spec")
+    {
+        default(spec, "automountServiceAccountToken", false.into());
+        spec["serviceAccountName"] = account.into();
+    }
+    job
 }
 
 #[cfg(test)]

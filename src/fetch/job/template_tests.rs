@@ -66,25 +66,102 @@ fn every_secret_that_the_pod_could_read_is_found() {
             {"name": "v", "secret": {"secretName": "c"}},
             {"name": "w", "projected": {"sources": [{"secret": {"name": "d"}}, {"configMap": {"name": "no"}}]}},
         ],
+        "imagePullSecrets": [{"name": "pull"}],
     })));
-    let expected = [("a", false), ("b", true), ("c", false), ("d", false)];
+    let expected = [("a", false), ("b", true), ("c", false), ("d", false), ("pull", true)];
     assert_eq!(found, expected.map(|(name, optional)| (name.to_owned(), optional)).into());
 }
 
 #[test]
-fn the_service_account_counts_where_the_pod_gets_its_token() {
-    let token = json!([{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]);
+fn references_to_absent_secrets_are_left_out_and_all_others_stay() {
+    let spec = |gone: bool| {
+        let env = |name: &str| json!({"name": name, "valueFrom": {"secretKeyRef": {"name": name, "key": "k", "optional": true}}});
+        let from = |name: &str| json!({"secretRef": {"name": name, "optional": true}});
+        let of = |make: &dyn Fn(&str) -> Value| {
+            let all = [make("kept"), make("gone")];
+            Value::Array(all.into_iter().take(if gone { 2 } else { 1 }).collect())
+        };
+        let container = json!({"name": "a", "env": of(&env), "envFrom": of(&from), "image": "i"});
+        let empty = |name: &str, volume: Value| {
+            let mut volume = if gone { volume } else { json!({"emptyDir": {}}) };
+            volume["name"] = name.into();
+            volume
+        };
+        json!({
+            "initContainers": [container], "containers": [container],
+            "imagePullSecrets": of(&|name| json!({"name": name})),
+            "volumes": [
+                {"name": "v", "secret": {"secretName": "kept", "optional": true}},
+                empty("w", json!({"secret": {"secretName": "gone", "optional": true}})),
+                {"name": "x", "projected": {"sources": of(&|name| json!({"secret": {"name": name, "optional": true}}))}},
+                empty("y", json!({"projected": {"sources": [{"secret": {"name": "gone", "optional": true}}]}})),
+                {"name": "z", "configMap": {"name": "gone"}},
+            ],
+        })
+    };
+    let absent = BTreeSet::from(["gone".to_owned()]);
+    assert_eq!(without(&job(spec(true)), &absent), job(spec(false)));
+    assert_eq!(without(&job(spec(true)), &BTreeSet::new()), job(spec(true)));
+    for odd in [json!(null), json!("x"), json!({"containers": {"env": "x"}, "volumes": [1, {"projected": null}]})] {
+        assert_eq!(without(&job(odd.clone()), &absent), job(odd));
+    }
+}
+
+#[test]
+fn the_service_account_counts_where_the_pod_can_use_its_identity() {
+    let source =
+        |source: Value| json!([{"name": "v", "projected": {"sources": [{"configMap": {"name": "c"}}, source]}}]);
     for (change, expected) in [
         (json!({}), None),
         (json!({"automountServiceAccountToken": false}), None),
         (json!({"automountServiceAccountToken": true}), Some("default")),
-        (json!({"volumes": token}), Some("default")),
+        (json!({"volumes": source(json!({"serviceAccountToken": {"path": "t"}}))}), Some("default")),
+        (json!({"volumes": source(json!({"podCertificate": {"signerName": "s"}}))}), Some("default")),
+        (json!({"volumes": source(json!({"sourceOfTheFuture": {}}))}), Some("default")),
+        (json!({"volumes": source(json!({"clusterTrustBundle": {"name": "b"}}))}), None),
+        (json!({"volumes": source(json!({"secret": {"name": "s"}, "serviceAccountToken": null}))}), None),
+        (json!({"volumes": source(json!({"downwardAPI": {}}))}), None),
+        (json!({"volumes": [{"name": "v", "csi": {"driver": "secrets-store.csi.k8s.io"}}]}), Some("default")),
+        (json!({"volumes": [{"name": "v", "ephemeral": {}}]}), Some("default")),
+        (json!({"volumes": [{"name": "v", "emptyDir": {}}]}), None),
         (json!({"serviceAccountName": "robot"}), Some("robot")),
         (json!({"serviceAccount": "robot"}), Some("robot")),
         (json!({"serviceAccountName": "robot", "automountServiceAccountToken": false}), Some("robot")),
     ] {
         assert_eq!(service_account(&with(change.clone())), expected, "{change}");
     }
+    let mut labelled = with(json!({}));
+    labelled.template.0["metadata"] = json!({"labels": {"azure.workload.identity/use": "true"}});
+    assert_eq!(service_account(&labelled), Some("default"));
+}
+
+#[test]
+fn the_audiences_of_all_tokens_that_the_pod_mounts_are_found() {
+    let token = |audience: Value| json!({"serviceAccountToken": {"path": "t", "audience": audience}});
+    let volumes =
+        json!([{"name": "v", "projected": {"sources": [token(json!("a")), token(json!(null)), token(json!(""))]}}]);
+    let api = Vec::<String>::new;
+    for (change, expected) in [
+        (json!({}), vec![]),
+        (json!({"serviceAccountName": "robot"}), vec![api()]),
+        (json!({"serviceAccountName": "robot", "automountServiceAccountToken": false}), vec![]),
+        (json!({"automountServiceAccountToken": true}), vec![api()]),
+        (json!({"volumes": volumes}), vec![vec!["a".to_owned()], api(), api()]),
+    ] {
+        assert_eq!(token_audiences(&with(change.clone())), expected, "{change}");
+    }
+}
+
+#[test]
+fn jobs_that_name_no_account_get_the_chosen_one_without_its_token() {
+    let under = |change: Value| under(with(change), Some("none")).template.0["spec"].clone();
+    let spec = under(json!({}));
+    assert_eq!((&spec["serviceAccountName"], &spec["automountServiceAccountToken"]), (&json!("none"), &json!(false)));
+    let spec = under(json!({"automountServiceAccountToken": true}));
+    assert_eq!((&spec["serviceAccountName"], &spec["automountServiceAccountToken"]), (&json!("none"), &json!(true)));
+    let spec = under(json!({"serviceAccountName": "robot"}));
+    assert_eq!((&spec["serviceAccountName"], spec.get("automountServiceAccountToken")), (&json!("robot"), None));
+    assert_eq!(super::under(with(json!({})), None), with(json!({})));
 }
 
 /// The TokenCaches of the documentation, and the example.

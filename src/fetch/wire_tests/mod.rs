@@ -16,6 +16,7 @@ use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use ::http::{HeaderMap, Response, header};
@@ -28,7 +29,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
-use super::{AddressRules, Failure, Fetched, Fetcher, FetcherConfig, resolver::Lookup};
+use super::{AddressRules, Failure, Fetched, Fetcher, FetcherConfig, JobSettings, PodSecurity, resolver::Lookup};
 use crate::{api::TokenCache, reason::Reason, time::Clock};
 
 /// What a server saw of a request.
@@ -198,8 +199,14 @@ impl World {
         let config = FetcherConfig {
             addresses: AddressRules::new(allow, vec![]),
             require_source_label: true,
-            allow_jobs: true,
-            collector_image: String::new(),
+            jobs: JobSettings {
+                allowed: true,
+                collector_image: String::new(),
+                pod_security: PodSecurity::Restricted,
+                service_account: None,
+            },
+            max_token_lifetime: Duration::from_secs(86400),
+            target_types: vec!["Opaque".to_owned()],
             lease_duration: std::time::Duration::from_secs(15),
         };
         Fetcher::with_lookup(self.objects.client(), config, Clock::system(), self.lookup.clone())

@@ -232,7 +232,7 @@ async fn a_fetch_that_is_dropped_after_the_request_was_sent_still_writes_the_suc
     let (ends, fetcher, cache) = (TaskTracker::new(), world.fetcher(), refreshing(&server.url()));
     let fetching = tokio::spawn({
         let ends = ends.clone();
-        async move { fetcher.fetch_leaving(&cache, &ends, &crate::fetch::Progress::default()).await.map(|_| ()) }
+        async move { fetcher.fetch_leaving(&cache, None, &ends, &crate::fetch::Progress::default()).await.map(|_| ()) }
     });
     let arrive = |gate: Arc<std::sync::Barrier>| tokio::task::spawn_blocking(move || gate.wait());
     arrive(gate.clone()).await.unwrap();

@@ -1,5 +1,6 @@
 //! Jobs, without a node: a test itself does to a job's pod what a kubelet would.
 
+mod allowed;
 mod owners;
 mod recovery;
 mod refused;

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use tokencache::api::TokenCache;
 
 use super::{RunningPod, Stage, job, nowhere, result};
-use crate::support::{CacheView as _, SecretView as _, poll, rights::withhold, scenario, within};
+use crate::support::{CacheView as _, Namespace, SecretView as _, poll, rights::withhold, scenario, within};
 
 /// The pod of a Job as somebody else makes it: with its labels and its template, and no owner.
-fn forged(job: &Job) -> Value {
+pub(super) fn forged(job: &Job) -> Value {
     let mut spec = json!(job.spec.as_ref().expect("a spec").template.spec);
     // Outside of the quota below.
     spec["activeDeadlineSeconds"] = json!(600);
@@ -23,24 +23,28 @@ fn forged(job: &Job) -> Value {
     })
 }
 
+/// Keeps the Job controller from creating pods, and nobody else.
+pub(super) async fn no_pods_of_jobs(ns: &Namespace) {
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"},
+        "spec": {"hard": {"pods": "0"}, "scopes": ["NotTerminating"]},
+    });
+    ns.create::<ResourceQuota>(quota).await;
+    let counted = |quota: Option<&ResourceQuota>| {
+        quota.is_some_and(|it| it.status.as_ref().is_some_and(|status| status.used.is_some()))
+    };
+    ns.await_object("none", "the quota counts", counted).await;
+    // Else the run would end as soon as it sees the quota's refusal.
+    withhold(ns, &["list", "watch"], "", "events").await;
+}
+
 #[test]
 fn a_result_is_taken_from_the_jobs_own_pod_only() {
     scenario(async {
         let mut stage = Stage::new().await;
         stage.ns.lift_policies("another client makes a pod with the labels of a run").await;
         let _controller = stage.controller().await;
-        // Keeps the Job controller from creating the pod, and nobody else.
-        let quota = json!({
-            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"},
-            "spec": {"hard": {"pods": "0"}, "scopes": ["NotTerminating"]},
-        });
-        stage.ns.create::<ResourceQuota>(quota).await;
-        let counted = |quota: Option<&ResourceQuota>| {
-            quota.is_some_and(|it| it.status.as_ref().is_some_and(|status| status.used.is_some()))
-        };
-        stage.ns.await_object("none", "the quota counts", counted).await;
-        // Else the run would end as soon as it sees the quota's refusal.
-        withhold(&stage.ns, &["list", "watch"], "", "events").await;
+        no_pods_of_jobs(&stage.ns).await;
         stage.ns.create::<TokenCache>(job("a", json!({"retry": {"initialInterval": "5m"}}))).await;
         let found = poll(|| async { stage.jobs("a").await.pop() });
         let made = within("a Job", found).await;

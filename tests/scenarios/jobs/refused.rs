@@ -15,7 +15,8 @@ fn a_job_goes_on_when_its_service_account_is_labelled_as_a_source() {
         let _controller = stage.controller().await;
         let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}});
         stage.ns.create::<ServiceAccount>(account).await;
-        let spec = json!({"fetch": {"job": {"template": {"spec": {"serviceAccountName": "robot"}}}}});
+        let spec = json!({"serviceAccountName": "robot", "automountServiceAccountToken": false});
+        let spec = json!({"fetch": {"job": {"template": {"spec": spec}}}});
         stage.ns.create::<TokenCache>(job("a", spec)).await;
         stage.ns.await_cache("a", "it is stalled", |cache| cache.stalled() == Some("SourceNotAllowed")).await;
         stage.ns.patch::<ServiceAccount>("robot", json!({"metadata": {"labels": {LABEL_SOURCE: "true"}}})).await;
