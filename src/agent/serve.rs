@@ -35,7 +35,11 @@ pub(super) struct Agent {
 /// When the value of an answer expires: RFC 3339, or `never`.
 const EXPIRES_AT: HeaderName = HeaderName::from_static("tokencache-expires-at");
 
-/// The routes. On a port, only requests that name a loopback address are answered.
+/// On a port, this header must say `true`. A program that can be made to fetch any URL cannot be made to set it, so the
+/// values are not handed out by a forged server-side request.
+const REQUEST: HeaderName = HeaderName::from_static("tokencache-request");
+
+/// The routes. On a port, only requests that name a loopback address are answered, and only with [`REQUEST`].
 pub(super) fn router(agent: Arc<Agent>, is_port: bool) -> Router {
     let router = Router::new()
         .route("/fetch/{name}", get(fetch))
@@ -51,6 +55,14 @@ async fn only_local(request: Request, next: Next) -> Response {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if headers.contains_key(ORIGIN) || !is_local(host) {
         return refused(StatusCode::FORBIDDEN, "only programs of this machine are answered, which name it localhost");
+    }
+    let is_meant = headers.get(REQUEST).is_some_and(|value| value == "true");
+    // A probe tells no value.
+    if !is_meant && request.uri().path() != "/healthz" {
+        return refused(
+            StatusCode::FORBIDDEN,
+            "the header Tokencache-Request: true is missing; a Unix socket needs none",
+        );
     }
     next.run(request).await
 }

@@ -7,6 +7,7 @@ mod consumer;
 mod controller;
 mod direct;
 mod fetch;
+mod guard;
 mod list;
 mod refresh;
 mod runner;
@@ -138,6 +139,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 async fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
+    if matches!(cli.command, Command::Controller(_) | Command::Agent(_) | Command::Collect(_) | Command::Fetch(_)) {
+        guard::guard_memory()?;
+    }
     match cli.command {
         Command::Controller(flags) => controller::run(&cli.cluster, *flags).await,
         Command::Collect(flags) => collect::run(&flags),

@@ -240,6 +240,9 @@ fn values_are_answered_on_a_port_and_on_a_socket_and_stand_in_no_log() {
             assert_eq!(agent.post("/refresh/a", Some("x")).await.status, 400);
             let foreign = agent.get_with("/fetch/a", ("Origin", "http://example.com")).await;
             assert_eq!(foreign.status == 403, listen != socket, "{foreign:?}");
+            let plain = agent.get_plainly("/fetch/a").await;
+            assert_eq!(plain.status == 403 && !plain.text.contains(&secret.token()), listen != socket, "{plain:?}");
+            assert_eq!(agent.get_plainly("/healthz").await.status, 200, "it tells no value");
             let address = agent_address(&agent, listen);
             let (probe, _) = run_to_exit("/dev/null", &["agent", "--listen", &address, "--health"]).await;
             assert_eq!(probe.code(), Some(0));

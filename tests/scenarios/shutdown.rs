@@ -110,6 +110,16 @@ fn the_admin_server_tells_that_it_lives_that_it_is_ready_and_what_it_counted() {
 }
 
 #[test]
+fn a_crash_of_a_controller_dumps_nothing() {
+    scenario(async {
+        let scene = Scene::new().await;
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", scene.controller.pid())).expect("limits");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+        assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    });
+}
+
+#[test]
 fn without_a_cluster_the_program_ends_and_says_why() {
     scenario(async {
         for kubeconfig in ["/nonexistent/kubeconfig", "/dev/null", concat!(env!("CARGO_MANIFEST_DIR"), "/rustfmt.toml")]

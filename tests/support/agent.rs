@@ -77,17 +77,28 @@ impl Agent {
 
     /// Asks by GET.
     pub async fn get(&self, path: &str) -> Answer {
+        self.send(self.http.get(format!("{}{path}", self.base)).header("Tokencache-Request", "true")).await
+    }
+
+    /// Asks by GET without the header that a port requires.
+    pub async fn get_plainly(&self, path: &str) -> Answer {
         self.send(self.http.get(format!("{}{path}", self.base))).await
     }
 
     /// Asks by GET with a header.
     pub async fn get_with(&self, path: &str, header: (&str, &str)) -> Answer {
-        self.send(self.http.get(format!("{}{path}", self.base)).header(header.0, header.1)).await
+        self.send(
+            self.http
+                .get(format!("{}{path}", self.base))
+                .header("Tokencache-Request", "true")
+                .header(header.0, header.1),
+        )
+        .await
     }
 
     /// Asks by POST, on the condition that the value is the one with this tag.
     pub async fn post(&self, path: &str, etag: Option<&str>) -> Answer {
-        let request = self.http.post(format!("{}{path}", self.base));
+        let request = self.http.post(format!("{}{path}", self.base)).header("Tokencache-Request", "true");
         self.send(etag.into_iter().fold(request, |request, etag| request.header("If-Match", etag))).await
     }
 
