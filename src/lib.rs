@@ -30,6 +30,8 @@ pub mod controller;
 #[cfg(feature = "controller")]
 pub mod events;
 #[cfg(feature = "controller")]
+pub mod fair;
+#[cfg(feature = "controller")]
 pub mod fetch;
 #[cfg(feature = "controller")]
 pub mod limits;

@@ -1,21 +1,21 @@
 //! How many runs go on at once: in all, and per destination, so that one slow server does not take all places.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
-};
+use std::sync::Arc;
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+
+use crate::fair::Semaphores;
 
 /// The places for runs. Cloning shares them.
 #[derive(Clone, Debug)]
 pub struct Limits {
     all: Arc<Semaphore>,
-    per_destination: usize,
-    destinations: Arc<Mutex<HashMap<String, Weak<Semaphore>>>>,
+    destinations: Semaphores,
     concurrency: usize,
     /// Held once by each that waits.
     waiting: Arc<()>,
+    /// Held once by each clone.
+    clones: Arc<()>,
 }
 
 /// A place that was taken. Dropping it frees it.
@@ -32,10 +32,10 @@ impl Limits {
         let concurrency = concurrency.max(1);
         Self {
             all: Arc::new(Semaphore::new(concurrency)),
-            per_destination: concurrency.div_ceil(4),
-            destinations: Arc::default(),
+            destinations: Semaphores::new(concurrency.div_ceil(4)),
             concurrency,
             waiting: Arc::default(),
+            clones: Arc::default(),
         }
     }
 
@@ -45,7 +45,7 @@ impl Limits {
     /// Never: the semaphores are not closed.
     pub async fn place(&self, destination: Option<String>) -> Result<Place, AcquireError> {
         let _waits = self.waiting.clone();
-        let destination = match destination.map(|name| self.destination(name)) {
+        let destination = match destination.map(|name| self.destinations.get(&name)) {
             Some(semaphore) => Some((semaphore.clone().acquire_owned().await?, semaphore)),
             None => None,
         };
@@ -56,11 +56,7 @@ impl Limits {
     #[must_use]
     pub fn has_place(&self, destination: Option<&str>) -> bool {
         // What is given back goes to those who wait, if any, so nobody waits where some are left.
-        let there = destination.is_none_or(|name| {
-            let destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
-            let places = destinations.get(name).and_then(Weak::upgrade);
-            places.is_none_or(|places| places.available_permits() > 0)
-        });
+        let there = destination.is_none_or(|name| self.destinations.available(name) > 0);
         there && self.all.available_permits() > 0
     }
 
@@ -68,24 +64,13 @@ impl Limits {
     #[must_use]
     pub fn waiting(&self) -> usize {
         // The other holds are those of the clones of this.
-        Arc::strong_count(&self.waiting).saturating_sub(Arc::strong_count(&self.destinations))
+        Arc::strong_count(&self.waiting).saturating_sub(Arc::strong_count(&self.clones))
     }
 
     /// How many places are taken.
     #[must_use]
     pub fn taken(&self) -> usize {
         self.concurrency.saturating_sub(self.all.available_permits())
-    }
-
-    fn destination(&self, name: String) -> Arc<Semaphore> {
-        let mut destinations = self.destinations.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(semaphore) = destinations.get(&name).and_then(Weak::upgrade) {
-            return semaphore;
-        }
-        destinations.retain(|_, semaphore| semaphore.strong_count() > 0);
-        let semaphore = Arc::new(Semaphore::new(self.per_destination));
-        destinations.insert(name, Arc::downgrade(&semaphore));
-        semaphore
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Note {
     pub uid: Option<String>,
     /// What is wrong with the spec of this generation.
     pub checked: Option<(i64, Option<Box<Invalid>>)>,
+    /// Whether the spec is being checked, whose end has the object looked at.
+    pub checking: bool,
     /// The exact lifetime of the value in the Secret of this `resourceVersion`.
     pub exact: Option<(String, Lifetime)>,
     /// The exact moment of the next attempt.

@@ -93,30 +93,44 @@ pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: 
 }
 
 /// The notes on a TokenCache, with its spec checked once per generation.
+pub async fn checked(notes: &Notes, key: &Key, cache: &TokenCache) -> Note {
+    if let Some(note) = checked_at_once(notes, key, cache) {
+        return note;
+    }
+    let whole = cache.clone();
+    let invalid = fetch::apart(&key.0, move || check(&whole).err()).await;
+    let invalid = invalid.unwrap_or_else(|| Some(Invalid::new("spec", "cannot be checked")));
+    note_checked(notes, key, cache, invalid)
+}
+
+/// The same where that takes little time; `None` where it does not.
 #[must_use]
-pub fn checked(notes: &Notes, key: &Key, cache: &TokenCache) -> Note {
-    let generation = cache.metadata.generation.unwrap_or_default();
+pub fn checked_at_once(notes: &Notes, key: &Key, cache: &TokenCache) -> Option<Note> {
     let found = notes.with(key, |note| {
         // Made again under the same name: nothing of what was known holds.
         if note.uid != cache.metadata.uid {
             note.reset(cache.metadata.uid.clone());
         }
-        let is_checked = note.checked.as_ref().is_some_and(|(of, _)| *of == generation);
+        let is_checked = note.checked.as_ref().is_some_and(|(of, _)| *of == generation(cache));
         is_checked.then(|| note.clone())
     });
-    found.unwrap_or_else(|| {
-        // This takes a while, in which the notes on others must not wait.
-        let invalid = check(cache).err().map(Box::new);
-        notes.with(key, |note| {
-            note.checked = Some((generation, invalid));
-            note.clone()
-        })
+    found.or_else(|| fetch::is_quick(&key.0, &cache.spec).then(|| note_checked(notes, key, cache, check(cache).err())))
+}
+
+fn note_checked(notes: &Notes, key: &Key, cache: &TokenCache, invalid: Option<Invalid>) -> Note {
+    notes.with(key, |note| {
+        note.checked = Some((generation(cache), invalid.map(Box::new)));
+        note.clone()
     })
+}
+
+fn generation(cache: &TokenCache) -> i64 {
+    cache.metadata.generation.unwrap_or_default()
 }
 
 fn check(cache: &TokenCache) -> Result<(), Invalid> {
     validate(cache)?;
-    fetch::check(&cache.spec)
+    fetch::check(cache.metadata.namespace.as_deref().unwrap_or_default(), &cache.spec)
 }
 
 /// Reads an object live, not from a watch.

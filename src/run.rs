@@ -16,7 +16,7 @@ use crate::{
     api::{ExpiresAt, Source, TokenCache},
     connect::is_of_server,
     events::Events,
-    fetch::{Failure, Fetched, Fetcher, render},
+    fetch::{Failure, Fetched, Fetcher, render_in_turn},
     lock::{Acquired, Hold, LastHolder, LockError, Locks, Owner},
     metrics::Metrics,
     notes::{Key, Notes},
@@ -207,7 +207,7 @@ impl Runner {
                     found
                 }
             };
-            let note = checked(&self.notes, key, cache);
+            let note = checked(&self.notes, key, cache).await;
             let mut seen = observed(cache, metadata.as_ref(), &note);
             if hold.is_uninterrupted() && note.may_doubt() && seen.is_told_failure() {
                 // Nobody else can have had it.
@@ -345,7 +345,7 @@ impl Runner {
         fetched: &Fetched,
         lifetime: Lifetime,
     ) -> Result<Written, Failure> {
-        let data = render(&cache.spec.target, fetched, &owner.name, &owner.namespace)?;
+        let data = render_in_turn(&cache.spec.target, fetched, &owner.name, &owner.namespace).await?;
         put(&self.client, cache, owner, found, data, lifetime).await.map_err(|error| {
             let name = cache.secret_name();
             Failure::new(Reason::WriteFailed, format!("the Secret {}/{name} was not written: {error}", owner.namespace))

@@ -33,6 +33,7 @@ pub(crate) use kept::{Kept, Sent};
 use crate::{
     admin::Readiness,
     api::TokenCache,
+    fetch::expressions_waiting,
     limits::Limits,
     metrics::Metrics,
     observe::{ApiError, limited},
@@ -167,6 +168,8 @@ fn measure(metrics: &Metrics, limits: &Limits) {
     metrics.measure("queue_depth", "Runs that are due and wait for a place", move || count(of.waiting()));
     let of = limits.clone();
     metrics.measure("runs_in_progress", "Runs that go on", move || count(of.taken()));
+    let help = "Compilations and evaluations of expressions that wait for their turn";
+    metrics.measure("expressions_waiting", help, move || count(expressions_waiting()));
 }
 
 /// Waits, unready, until TokenCaches can be listed, and says what is missing.

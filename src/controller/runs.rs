@@ -64,7 +64,7 @@ impl Context {
                 if let Err(error) = Box::pin(context.report_meanwhile(&key)).await {
                     tracing::debug!(namespace = key.0, name = key.1, %error, "not reported after a run that failed");
                 }
-                wake = [wake, context.next_expiry(&key)].into_iter().flatten().min();
+                wake = [wake, context.next_expiry(&key).await].into_iter().flatten().min();
             }
             context.runner.notes.run_ended(&key, wake);
             // Nobody listens any more only when the controller ends.
@@ -73,9 +73,9 @@ impl Context {
     }
 
     /// How long the value that this process knows of is still valid.
-    fn next_expiry(&self, key: &Key) -> Option<Duration> {
+    async fn next_expiry(&self, key: &Key) -> Option<Duration> {
         let cache = self.shown(key)?;
-        let note = checked(&self.runner.notes, key, &cache);
+        let note = checked(&self.runner.notes, key, &cache).await;
         let watched = self.watched(key, &cache, &note);
         self.until_expiry(&observed(&cache, watched.metadata.as_deref(), &note), self.runner.clock.now())
     }
@@ -145,7 +145,7 @@ impl Context {
                     expiry = expiry.filter(|expiry| *expiry > now);
                 }
                 () = progressed => {}
-                () = touched => expiry = self.next_expiry(key).map(|left| Instant::now() + left),
+                () = touched => expiry = self.next_expiry(key).await.map(|left| Instant::now() + left),
             }
             let report = async {
                 // On the heap, so that who waits for a place takes little.
@@ -175,7 +175,7 @@ impl Context {
             place = self.limits.place(destination) => place,
         };
         let Some(cache) = &self.shown(key) else { return Ok(Ran::NotNeeded) };
-        let note = checked(&self.runner.notes, key, cache);
+        let note = checked(&self.runner.notes, key, cache).await;
         let watched = self.watched(key, cache, &note);
         let seen = || observed(cache, watched.metadata.as_deref(), &note);
         if !matches!(decide(&seen(), self.runner.clock.now()), Plan::Fetch(_)) {
@@ -213,7 +213,7 @@ impl Context {
     /// Brings status in line with the time while a run goes on, and removes an expired Secret if it is to go.
     pub(super) async fn report_meanwhile(&self, key: &Key) -> Result<(), ApiError> {
         let Some(cache) = &self.shown(key) else { return Ok(()) };
-        let note = checked(&self.runner.notes, key, cache);
+        let note = checked(&self.runner.notes, key, cache).await;
         let mut watched = self.watched(key, cache, &note);
         let now = self.runner.clock.now();
         let (runs, waits_for) = (cache.runs(), note.progress.as_ref().map(Progress::waits_for));

@@ -23,7 +23,7 @@ use crate::{
     fetch::destination,
     limits::Limits,
     notes::{Key, Note, Turn, version},
-    observe::{ApiError, Watched, checked, live_secret, note_found, observed, verify},
+    observe::{ApiError, Watched, checked, checked_at_once, live_secret, note_found, observed, verify},
     peers,
     plan::{Observed, Plan, backoff, decide},
     reason::Reason,
@@ -84,7 +84,7 @@ enum Look {
     Done(Option<Duration>),
     /// It is not the moment; when to look again.
     Early(Duration),
-    /// A run goes on; its end is the next look.
+    /// A run or a check of the spec goes on; its end is the next look.
     Running,
 }
 
@@ -166,7 +166,7 @@ impl Context {
             return Ok(Look::Done(None));
         }
         self.runner.notes.with_known(key, |note| note.complain(None));
-        let mut note = checked(&self.runner.notes, key, cache);
+        let Some(mut note) = self.checked(key, cache) else { return Ok(Look::Running) };
         if note.is_ahead_of(cache.runs()) {
             return Ok(Look::Early(LOOK_AGAIN));
         }
@@ -222,6 +222,26 @@ impl Context {
         let restarts = self.restarts(key, cache, &seen).await;
         let expiry = self.until_expiry(&seen, now);
         Ok(Look::Done([wake, settle, recheck, removal, expiry, former, restarts].into_iter().flatten().min()))
+    }
+
+    /// The notes on a TokenCache whose spec is checked. `None` while it is being checked, which has the object looked at
+    /// when it is done: compiling expressions takes a while, and looks are few.
+    fn checked(self: &Arc<Self>, key: &Key, cache: &TokenCache) -> Option<Note> {
+        let notes = &self.runner.notes;
+        if let Some(note) = checked_at_once(notes, key, cache) {
+            return Some(note);
+        }
+        let is_begun = notes.with(key, |note| std::mem::replace(&mut note.checking, true));
+        if !is_begun {
+            let (context, key, cache) = (self.clone(), key.clone(), cache.clone());
+            tokio::spawn(async move {
+                checked(&context.runner.notes, &key, &cache).await;
+                context.runner.notes.with_known(&key, |note| note.checking = false);
+                // Nobody listens any more only when the controller ends.
+                let _ = context.ended.unbounded_send(at(&key));
+            });
+        }
+        None
     }
 
     /// How long a value that was valid `then` still is.

@@ -1,17 +1,34 @@
 //! What the CRD's rules cannot check.
 
-use super::{expression, http_client::renamed, redact::Redactor, references, tls::decode_bundle};
+use super::{
+    cel::{self, Place},
+    expression,
+    http_client::renamed,
+    redact::Redactor,
+    references,
+    tls::decode_bundle,
+};
 use crate::api::{Invalid, Source, Target, TokenCacheSpec, oauth2::Tls, object_name::is_object_name};
 
 /// Largest sum of annotations that the API server takes, keys and values.
 const MAX_ANNOTATIONS: usize = 256 * 1024;
 
-/// Checks what the CRD's rules cannot: expressions, names of keys, labels and annotations, certificates.
+/// Most bytes of expressions in one spec. Compiling takes time by their length.
+const MAX_EXPRESSIONS: usize = 32 * 1024;
+
+/// Checks what the CRD's rules cannot: expressions, names of keys, labels and annotations, certificates. Compiles the
+/// expressions, which may take a while.
 ///
 /// # Errors
 /// The first finding, with the field's path.
-pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
+pub fn check(namespace: &str, spec: &TokenCacheSpec) -> Result<(), Invalid> {
     check_object_names(spec)?;
+    let expressions = with_expressions(spec, |all| all.map(|(_, text)| text.len()).sum::<usize>());
+    if expressions > MAX_EXPRESSIONS {
+        let message =
+            format!("has {expressions} bytes of expressions, more than the {MAX_EXPRESSIONS} that are allowed");
+        return Err(Invalid::new("spec", message));
+    }
     match spec.fetch.source() {
         Some(Source::OAuth2(oauth2)) => {
             check_tls("spec.fetch.oauth2.tls", &oauth2.token_url, oauth2.tls.as_ref())?;
@@ -21,7 +38,7 @@ pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
         Some(Source::Job(job)) => super::job::check(job)?,
         Some(Source::Http(http)) => {
             check_tls("spec.fetch.http.tls", &http.url, http.tls.as_ref())?;
-            super::http::check(http)?;
+            super::http::check(namespace, http)?;
             if http.result.token.is_none() && spec.target.data.is_empty() {
                 let message =
                     "must be set, since spec.fetch.http.result has no token: say what of `values` the Secret holds";
@@ -30,7 +47,27 @@ pub fn check(spec: &TokenCacheSpec) -> Result<(), Invalid> {
         }
         Some(Source::ServiceAccountToken(_)) | None => {}
     }
-    check_target(&spec.target)
+    check_target(namespace, &spec.target)
+}
+
+/// Whether checking a spec takes little time: it has few expressions, which are compiled already.
+#[must_use]
+pub fn is_quick(namespace: &str, spec: &TokenCacheSpec) -> bool {
+    with_expressions(spec, |all| all.take(QUICK + 1).count()) <= QUICK
+        && with_expressions(spec, |all| cel::are_compiled(namespace, all))
+}
+
+/// Evaluating the rules of the CRD takes time by their number, too.
+const QUICK: usize = 16;
+
+fn with_expressions<T>(spec: &TokenCacheSpec, use_all: impl FnOnce(&mut dyn Iterator<Item = (Place, &str)>) -> T) -> T {
+    let data = spec.target.data();
+    let http = match spec.fetch.source() {
+        Some(Source::Http(http)) => Some(super::http::expressions(http)),
+        _ => None,
+    };
+    let data = data.values().map(|text| (Place::Data, text.as_str()));
+    use_all(&mut http.into_iter().flatten().chain(data))
 }
 
 /// Names become parts of paths of the API server. The CRD checks those in fields of their own, but not those in a job's
@@ -84,7 +121,7 @@ fn check_tls(field: &str, url: &str, tls: Option<&Tls>) -> Result<(), Invalid> {
     }
 }
 
-fn check_target(target: &Target) -> Result<(), Invalid> {
+fn check_target(namespace: &str, target: &Target) -> Result<(), Invalid> {
     for key in target.data.keys() {
         let field = format!("spec.target.data[{key}]");
         if !is_data_key(key) {
@@ -95,7 +132,7 @@ fn check_target(target: &Target) -> Result<(), Invalid> {
         }
     }
     let data = target.data();
-    expression::check(&data)?;
+    expression::check(namespace, &data)?;
     if let Some(key) = required_keys(target.secret_type()).iter().find(|key| !data.contains_key(**key)) {
         let message = format!("must have the key {key}, which a Secret of type {} needs", target.secret_type());
         return Err(Invalid::new("spec.target.data", message));
@@ -192,7 +229,7 @@ mod tests {
             (json!({"type": "kubernetes.io/tls", "data": {"tls.crt": "token", "tls.key": "token"}}), json!({})),
             (json!({}), json!({"caBundle": BASE64_STANDARD.encode(pem), "serverName": "id.example.com"})),
         ] {
-            assert_eq!(check(&spec(target.clone(), tls)), Ok(()), "{target}");
+            assert_eq!(check("ns", &spec(target.clone(), tls)), Ok(()), "{target}");
         }
     }
 
@@ -236,7 +273,7 @@ mod tests {
                 (spec(oauth2(json!({})), workload), "spec.rolloutRestartTargets[0].name"),
                 (spec(oauth2(json!({})), json!({"target": {"name": name}})), "spec.target.name"),
             ] {
-                let invalid = check(&spec).expect_err(name);
+                let invalid = check("ns", &spec).expect_err(name);
                 assert_eq!(invalid.field, field, "{name}: {}", invalid.message);
             }
         }
@@ -255,6 +292,21 @@ mod tests {
     }
 
     #[test]
+    fn the_expressions_of_a_spec_are_limited_together() {
+        let with = |number: usize, length: usize| {
+            let text = format!("'{}'", "x".repeat(length - 2));
+            let data: std::collections::BTreeMap<_, _> =
+                (0..number).map(|n| (format!("k{n}"), text.as_str())).collect();
+            spec(json!({"data": data}), json!(null))
+        };
+        assert_eq!(check("ns", &with(16, 2048)), Ok(()));
+        let invalid = check("ns", &with(17, 2048)).unwrap_err();
+        assert_eq!(invalid.to_string(), "spec: has 34816 bytes of expressions, more than the 32768 that are allowed");
+        assert!(!is_quick("ns", &with(17, 20)), "each costs time, if it is compiled or not");
+        assert!(is_quick("ns", &with(16, 2048)) && !is_quick("other", &with(16, 2048)));
+    }
+
+    #[test]
     fn what_the_pages_show_is_right() {
         let pages = [
             (include_str!("../../docs/sources/http.md"), 5),
@@ -270,7 +322,7 @@ mod tests {
                 cache["kind"] = "TokenCache".into();
                 let cache: crate::api::TokenCache = serde_json::from_value(cache).expect(block);
                 assert_eq!(crate::api::validate(&cache), Ok(()), "{block}");
-                assert_eq!(check(&cache.spec), Ok(()), "{block}");
+                assert_eq!(check("ns", &cache.spec), Ok(()), "{block}");
             }
         }
     }
@@ -314,7 +366,7 @@ mod tests {
                 http[key] = value.clone();
             }
             let spec = serde_json::from_value(json!({"fetch": {"http": http}})).unwrap();
-            match check(&spec) {
+            match check("ns", &spec) {
                 Ok(()) => assert_eq!(field, "", "{change}"),
                 Err(invalid) => {
                     assert_eq!(invalid.field, field, "{invalid}");
@@ -351,7 +403,7 @@ mod tests {
             (json!({}), json!({"caBundle": "aGVsbG8="}), "spec.fetch.oauth2.tls.caBundle"),
             (json!({}), json!({"serverName": "127.1"}), "spec.fetch.oauth2.tls.serverName"),
         ] {
-            let invalid = check(&spec(target.clone(), tls)).expect_err(&target.to_string());
+            let invalid = check("ns", &spec(target.clone(), tls)).expect_err(&target.to_string());
             assert!(invalid.field.starts_with(field), "{invalid}");
         }
     }
@@ -390,7 +442,7 @@ mod tests {
                     // A field that is unknown, and so ignored, would be missing here.
                     assert_eq!(serde_json::to_value(&cache.spec).unwrap(), manifest["spec"], "{name}");
                     assert_eq!(crate::api::validate(&cache), Ok(()), "{name}");
-                    assert_eq!(check(&cache.spec), Ok(()), "{name}");
+                    assert_eq!(check("ns", &cache.spec), Ok(()), "{name}");
                     checked += 1;
                 }
             }

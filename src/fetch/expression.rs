@@ -18,13 +18,27 @@ use crate::{
 ///
 /// # Errors
 /// The first that does not, at its field.
-pub(super) fn check(data: &BTreeMap<String, String>) -> Result<(), Invalid> {
+pub(super) fn check(namespace: &str, data: &BTreeMap<String, String>) -> Result<(), Invalid> {
     let expressions: Vec<_> = data.iter().map(|(key, text)| (field(key), text.as_str())).collect();
-    cel::check(Place::Data, &expressions)
+    cel::check(namespace, Place::Data, &expressions)
 }
 
 fn field(key: &str) -> String {
     format!("spec.target.data[{key}]")
+}
+
+/// `target.data` over a fetched value, in turn with the expressions of other runs.
+///
+/// # Errors
+/// As [`render`].
+pub async fn render_in_turn(
+    target: &Target,
+    fetched: &Fetched,
+    name: &str,
+    namespace: &str,
+) -> Result<BTreeMap<String, SecretBytes>, Failure> {
+    let _turn = if target.data.is_empty() { None } else { Some(cel::computing(namespace).await) };
+    render(target, fetched, name, namespace)
 }
 
 /// `target.data` over a fetched value.
@@ -32,7 +46,7 @@ fn field(key: &str) -> String {
 /// # Errors
 /// `InvalidSpec` for an expression that never works, `InvalidResponse` for one that does not work on this value,
 /// `ResponseTooLarge` for more than a Secret can hold. No message holds a value.
-pub fn render(
+fn render(
     target: &Target,
     fetched: &Fetched,
     name: &str,
@@ -75,7 +89,7 @@ fn scope(fetched: &Fetched, name: &str, namespace: &str) -> Scope {
         ExpiresAt::At(moment) => Value::Timestamp(crate::time::floor(moment).fixed_offset()),
         ExpiresAt::Never => Value::Null,
     };
-    let scope = Scope::new(Place::Data)
+    let scope = Scope::new(namespace, Place::Data)
         .with("values", cel::map(values))
         .with("expiresAt", expires_at)
         .with("metadata", cel::map([("name", cel::text(name)), ("namespace", cel::text(namespace))]));

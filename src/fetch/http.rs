@@ -1,6 +1,6 @@
 //! The source `http`: a request as the spec says it, and what of the response is the credential.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use http::{HeaderName, HeaderValue, Method, header};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -43,7 +43,8 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, source: &Http) -> Result<Ob
     if !source.is_success(answer.status.as_u16()) {
         return Err(refused(&answer, &notes));
     }
-    let (token, values, expires_at) = result(source, &answer, sent).await?;
+    let answer = Arc::new(answer);
+    let (token, values, expires_at) = result(attempt.namespace, source, &answer, sent).await?;
     let members = match expires_at {
         Some(member) => [("expires_at".to_owned(), member)].into(),
         None => json::parse(&answer.body).unwrap_or_default(),
@@ -65,15 +66,24 @@ pub(super) fn references(source: &Http) -> impl Iterator<Item = Reference> {
 }
 
 /// Checks what the CRD's rules cannot: expressions, and what no header can hold.
-pub(super) fn check(source: &Http) -> Result<(), Invalid> {
+pub(super) fn check(namespace: &str, source: &Http) -> Result<(), Invalid> {
     for header in &source.headers {
         if let Some(value) = &header.content.value {
             let field = format!("spec.fetch.http.headers[{}]", header.name);
             header_value(value).map_err(|why| Invalid::new(field, format!("the value {why}")))?;
         }
     }
-    cel::check(Place::Request, &borrowed(&request_expressions(source)))?;
-    cel::check(Place::Result, &borrowed(&result_expressions(source)))
+    cel::check(namespace, Place::Request, &borrowed(&request_expressions(source)))?;
+    cel::check(namespace, Place::Result, &borrowed(&result_expressions(source)))
+}
+
+/// All its expressions.
+pub(super) fn expressions(source: &Http) -> impl Iterator<Item = (Place, &str)> {
+    let contents = contents(source).into_iter().filter_map(|(_, content)| content.expression.as_deref());
+    let Http { json, result, .. } = source;
+    let results = [&result.token, &result.expires_at].into_iter().flatten().chain(result.values.values());
+    let request = contents.chain(json.as_deref()).map(|text| (Place::Request, text));
+    request.chain(results.map(|text| (Place::Result, text.as_str())))
 }
 
 fn borrowed(expressions: &[(String, String)]) -> Vec<(String, &str)> {
@@ -192,7 +202,13 @@ async fn evaluate(
         notes.extend(line_break(key, &secret, &cure));
         secrets.push((name.as_str(), cel::text(secret.expose_secret())));
     }
-    Scope::new(Place::Request).with("secrets", cel::map(secrets)).evaluate_apart(expressions).await
+    let scope = Scope::new(attempt.namespace, Place::Request).with("secrets", cel::map(secrets));
+    let evaluated = cel::apart(attempt.namespace, move || scope.evaluate(&borrowed(&expressions))).await;
+    evaluated.unwrap_or_else(|| Err(cut_off()))
+}
+
+fn cut_off() -> Failure {
+    Failure::new(Reason::InvalidResponse, "the evaluation of expressions was cut off")
 }
 
 /// Text of the request, from where it says.
@@ -256,16 +272,18 @@ fn refused(answer: &Answer, notes: &BTreeSet<String>) -> Failure {
 
 /// Token, values, and the expiry where an expression gives one.
 async fn result(
+    namespace: &str,
     source: &Http,
-    answer: &Answer,
+    answer: &Arc<Answer>,
     sent: chrono::DateTime<chrono::Utc>,
 ) -> Result<(Option<String>, Members, Option<Member>), Failure> {
     let told = |failure: Failure| answer.failure(failure.reason, format!("{} ({answer})", failure.message));
     let wrong = |field: &str, what: String| {
         told(Failure::new(Reason::InvalidResponse, format!("spec.fetch.http.result.{field}: {what}")))
     };
-    let scope = scope(answer, sent)?;
-    let mut given = scope.evaluate_apart(result_expressions(source)).await.map_err(told)?.into_iter();
+    let (expressions, of, response) = (result_expressions(source), namespace.to_owned(), answer.clone());
+    let evaluated = cel::apart(namespace, move || Ok(scope(&of, &response, sent)?.evaluate(&borrowed(&expressions))));
+    let mut given = evaluated.await.unwrap_or_else(|| Err(cut_off()))?.map_err(told)?.into_iter();
     let mut next = |wanted: bool| wanted.then(|| given.next()).flatten();
 
     let token = match next(source.result.token.is_some()).map(Wiped::into_text) {
@@ -289,7 +307,7 @@ async fn result(
     Ok((token, values, expires_at))
 }
 
-fn scope(answer: &Answer, sent: chrono::DateTime<chrono::Utc>) -> Result<Scope, Failure> {
+fn scope(namespace: &str, answer: &Answer, sent: chrono::DateTime<chrono::Utc>) -> Result<Scope, Failure> {
     let (json, no_json) = match cel::json(&answer.body) {
         Ok(Value::Null) => (Value::Null, Some("is null".to_owned())),
         Ok(json) => (json, None),
@@ -313,7 +331,7 @@ fn scope(answer: &Answer, sent: chrono::DateTime<chrono::Utc>) -> Result<Scope, 
         ("body", body.unwrap_or(Value::Null)),
         ("json", json),
     ];
-    let scope = Scope::new(Place::Result)
+    let scope = Scope::new(namespace, Place::Result)
         .with("response", cel::map(response))
         .with("now", Value::Timestamp(time::floor(sent).fixed_offset()))
         .noting("response.body", format!("the body is not UTF-8 ({kind})"));

@@ -47,11 +47,12 @@ use url::Url;
 
 pub use self::{
     address::AddressRules,
-    check::check,
-    expression::render,
+    cel::{apart, waiting as expressions_waiting},
+    check::{check, is_quick},
+    expression::render_in_turn,
     job::{JobSettings, PodSecurity},
 };
-use self::{http_client::Clients, sources::Sources, token_request::TokenLimits};
+use self::{hosts::Server, http_client::Clients, sources::Sources, token_request::TokenLimits};
 use crate::{
     api::{
         ExpiresAt, Refresh, Source, TokenCache, TokenCacheSpec,

@@ -132,7 +132,7 @@ impl Runner {
             "refused"
         );
         let now = self.clock.now();
-        let note = checked(&self.notes, key, cache);
+        let note = checked(&self.notes, key, cache).await;
         let runs = cache.runs();
         let generation = cache.metadata.generation;
         let wanted = |cache: &TokenCache| {
@@ -161,7 +161,7 @@ impl Runner {
         metadata: Option<&ObjectMeta>,
         for_what: &str,
     ) -> Result<(), ApiError> {
-        let (now, note) = (self.clock.now(), checked(&self.notes, key, cache));
+        let (now, note) = (self.clock.now(), checked(&self.notes, key, cache).await);
         let runs = cache.runs();
         let wanted = |cache: &TokenCache| {
             (cache.runs() == runs).then(|| while_waiting(&observed(cache, metadata, &note), for_what, now))

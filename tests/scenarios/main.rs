@@ -30,6 +30,7 @@ mod github_app;
 mod http;
 mod jobs;
 mod lifecycle;
+mod limits;
 mod lock;
 mod oauth2;
 mod outage;

@@ -9,7 +9,11 @@ mod programs;
 mod value;
 mod words;
 
-use std::{collections::BTreeMap, sync::Arc, thread};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+    thread,
+};
 
 use kube::core::cel::{KubeCelExt as _, cel::Context};
 
@@ -18,14 +22,22 @@ pub(super) use self::programs::{MAX_BRACKETS, MAX_TEXT};
 use self::{limits::Budget, programs::Compiled};
 pub(super) use self::{
     limits::MAX_OUTPUT,
+    programs::are_compiled,
     value::{NoJson, Value, Wiped, json, json_text, map, scalar, text},
     words::type_name,
 };
 use super::Failure;
-use crate::{api::Invalid, reason::Reason};
+use crate::{
+    api::Invalid,
+    fair::{FairPermit, FairSemaphore},
+    reason::Reason,
+};
 
 /// Enough for the deepest nesting that the length of the text allows. Untouched pages of it cost nothing.
 const STACK: usize = 256 << 20;
+
+/// What the expressions that are evaluated together give, in bytes of memory: more than a Secret can hold.
+const MAX_RESULTS: usize = 2 * MAX_OUTPUT;
 
 /// Where an expression stands, and so what it may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,12 +82,42 @@ fn isolated<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
 ///
 /// # Errors
 /// The first that does not, at its field.
-pub(super) fn check(place: Place, expressions: &[(String, &str)]) -> Result<(), Invalid> {
-    expressions.iter().try_for_each(|(field, text)| programs::compiled(place, field, text).map(drop))
+pub(super) fn check(namespace: &str, place: Place, expressions: &[(String, &str)]) -> Result<(), Invalid> {
+    programs::compiled(namespace, place, expressions).map(drop)
+}
+
+/// Expressions that are compiled or evaluated at the same time. They take CPU time and memory, so there are no more than
+/// CPUs, and of one namespace fewer than that.
+static COMPUTING: LazyLock<FairSemaphore> = LazyLock::new(|| {
+    let all = thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 8));
+    FairSemaphore::new(all, all.div_ceil(2))
+});
+
+/// Waits until expressions of this namespace may be compiled or evaluated.
+pub(super) async fn computing(namespace: &str) -> FairPermit {
+    COMPUTING.acquire(namespace, 1).await
+}
+
+/// How many wait for that.
+#[must_use]
+pub fn waiting() -> usize {
+    COMPUTING.waiting()
+}
+
+/// Does what may compute for a while on a thread where it holds up nobody, and in its turn. `None` if it panics.
+pub async fn apart<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let permit = computing(namespace).await;
+    let work = move || {
+        // Held to its end, even if nobody waits for it any more.
+        let _permit = permit;
+        work()
+    };
+    tokio::task::spawn_blocking(work).await.ok()
 }
 
 /// The variables of a place, with their values.
 pub(super) struct Scope {
+    namespace: String,
     place: Place,
     variables: BTreeMap<&'static str, Wiped>,
     /// What else there is to say of a variable, or a part of it, that is null.
@@ -84,8 +126,8 @@ pub(super) struct Scope {
 
 impl Scope {
     /// Without any value yet.
-    pub(super) fn new(place: Place) -> Self {
-        Self { place, variables: BTreeMap::new(), notes: BTreeMap::new() }
+    pub(super) fn new(namespace: &str, place: Place) -> Self {
+        Self { namespace: namespace.to_owned(), place, variables: BTreeMap::new(), notes: BTreeMap::new() }
     }
 
     /// With a variable.
@@ -106,10 +148,7 @@ impl Scope {
     /// `InvalidSpec` for one that never works, or that does not work on what the spec itself names; `InvalidResponse`
     /// for one that does not work on what a server gave.
     pub(super) fn evaluate(&self, expressions: &[(String, &str)]) -> Result<Vec<Wiped>, Failure> {
-        let compiled = expressions
-            .iter()
-            .map(|(field, text)| programs::compiled(self.place, field, text))
-            .collect::<Result<Vec<_>, _>>()
+        let compiled = programs::compiled(&self.namespace, self.place, expressions)
             .map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
         let all = isolated(|| {
             let budget = Arc::new(Budget::default());
@@ -118,8 +157,14 @@ impl Scope {
             for (name, value) in &self.variables {
                 context.add_variable_from_value(*name, value.0.clone());
             }
+            let mut left = MAX_RESULTS;
             let each = expressions.iter().zip(&compiled);
-            each.map(|((field, _), compiled)| self.run(field, compiled, &context, &budget)).collect()
+            each.map(|((field, _), compiled)| {
+                let given = self.run(field, compiled, &context, &budget)?;
+                left = left.checked_sub(value::size(&given.0)).ok_or_else(|| self.too_much(expressions))?;
+                Ok(given)
+            })
+            .collect()
         });
         all.unwrap_or_else(|| {
             let fields = expressions.iter().map(|(field, _)| field.as_str()).collect::<Vec<_>>().join(", ");
@@ -127,18 +172,13 @@ impl Scope {
         })
     }
 
-    /// The same on a thread where it holds up nobody.
-    ///
-    /// # Errors
-    /// As [`Self::evaluate`].
-    pub(super) async fn evaluate_apart(self, expressions: Vec<(String, String)>) -> Result<Vec<Wiped>, Failure> {
-        let evaluated = tokio::task::spawn_blocking(move || {
-            let borrowed: Vec<_> = expressions.iter().map(|(field, text)| (field.clone(), text.as_str())).collect();
-            self.evaluate(&borrowed)
-        });
-        evaluated
-            .await
-            .unwrap_or_else(|_| Err(Failure::new(Reason::InvalidResponse, "the evaluation of expressions was cut off")))
+    fn too_much(&self, expressions: &[(String, &str)]) -> Failure {
+        let fields = match expressions {
+            [(first, _), .., (last, _)] => format!("{first} to {last}"),
+            _ => expressions.iter().map(|(field, _)| field.as_str()).collect(),
+        };
+        let message = format!("{fields}: give more than {MAX_RESULTS} bytes together");
+        Failure::new(Reason::ResponseTooLarge, message)
     }
 
     fn run(&self, field: &str, compiled: &Compiled, context: &Context<'_>, budget: &Budget) -> Result<Wiped, Failure> {

@@ -179,6 +179,6 @@ fn what_is_published_is_valid() {
     assert_eq!(published.len(), 4);
     for cache in published {
         assert_eq!(crate::api::validate(&cache), Ok(()), "{:?}", cache.metadata.name);
-        assert_eq!(crate::fetch::check(&cache.spec), Ok(()), "{:?}", cache.metadata.name);
+        assert_eq!(crate::fetch::check("ns", &cache.spec), Ok(()), "{:?}", cache.metadata.name);
     }
 }
