@@ -1,8 +1,11 @@
-//! `/livez`, `/readyz` and `/metrics`.
+//! `/livez` and `/readyz` on one port, `/metrics` on another.
+
+mod connections;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use axum::{
@@ -15,14 +18,16 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use bytes::Bytes;
 use rustix::io::Errno;
 use tokio::{
     net::{TcpListener, TcpSocket},
-    sync::watch,
+    sync::{Mutex, watch},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::{Format, Metrics};
+use crate::metrics::{Format, Metrics, Port};
 
 /// What the controller waits for; nothing when it is at work.
 pub type Readiness = watch::Sender<Option<String>>;
@@ -33,43 +38,65 @@ pub fn starting() -> Readiness {
     watch::Sender::new(Some("starting".into()))
 }
 
+/// A text for each [`Format`], and when it was made.
+type Pages = [Option<(Bytes, Instant)>; 2];
+
 #[derive(Clone)]
-struct Admin {
-    readiness: watch::Receiver<Option<String>>,
+struct Exporter {
     metrics: Metrics,
+    /// The lock is held while a text is made.
+    pages: Arc<Mutex<Pages>>,
+    max_age: Duration,
 }
 
-/// Binds the address, and serves until `stop`.
+/// Serves `/livez` and `/readyz` until `stop`.
 ///
 /// # Errors
-/// When the address cannot be bound.
-pub async fn serve(
-    address: SocketAddr,
+/// When the address is not known.
+pub fn serve_probes(
+    listener: TcpListener,
     readiness: &Readiness,
-    metrics: Metrics,
+    metrics: &Metrics,
     stop: CancellationToken,
-) -> std::io::Result<tokio::task::JoinHandle<()>> {
-    let listener = listen(address)?;
-    let address = listener.local_addr()?;
+) -> std::io::Result<()> {
+    tracing::info!(address = %listener.local_addr()?, "serving probes");
+    let refused = metrics.refused_connections(Port::Probes);
+    tokio::spawn(connections::serve(listener, probes(readiness), refused, stop));
+    Ok(())
+}
+
+/// Serves `/metrics` until `stop`. A text is sent again until it is older than `max_age`. Probes are answered as well, for
+/// pods whose definition is older than the port for probes.
+///
+/// # Errors
+/// When the address is not known.
+pub fn serve_metrics(
+    listener: TcpListener,
+    readiness: &Readiness,
+    metrics: &Metrics,
+    max_age: Duration,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    tracing::info!(address = %listener.local_addr()?, "serving metrics");
     let ready = readiness.subscribe();
     metrics.measure("controller_ready", "Whether this replica is at work", move || ready.borrow().is_none().into());
-    let admin = Arc::new(Admin { readiness: readiness.subscribe(), metrics });
-    let router = Router::new()
-        .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics_text))
-        .with_state(admin);
-    tracing::info!(%address, "admin server listening");
-    Ok(tokio::spawn(async move {
-        let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
-        if let Err(error) = served {
-            tracing::error!(%error, "the admin server ended");
-        }
-    }))
+    let refused = metrics.refused_connections(Port::Metrics);
+    let exporter = Exporter { metrics: metrics.clone(), pages: Arc::default(), max_age };
+    let router = Router::new().route("/metrics", get(metrics_text)).with_state(exporter).merge(probes(readiness));
+    tokio::spawn(connections::serve(listener, router, refused, stop));
+    Ok(())
+}
+
+fn probes(readiness: &Readiness) -> Router {
+    let livez = get(|| async { "ok" });
+    Router::new().route("/livez", livez).route("/readyz", get(readyz)).with_state(readiness.subscribe())
 }
 
 /// Listens on an address; on `[::]` for IPv4 as well as for IPv6, and for IPv4 alone where the machine has no IPv6.
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let all = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     match bind(address) {
         Err(error) if all && no_ipv6(&error) => bind((Ipv4Addr::UNSPECIFIED, address.port()).into()),
@@ -98,15 +125,38 @@ fn no_ipv6(error: &std::io::Error) -> bool {
     matches!(code, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
-async fn metrics_text(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> impl IntoResponse {
+async fn metrics_text(State(exporter): State<Exporter>, headers: HeaderMap) -> impl IntoResponse {
     let format = Format::preferred(headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()));
-    // Of very many TokenCaches it takes long, and runs are to go on meanwhile.
-    let text = tokio::task::spawn_blocking(move || admin.metrics.text(format)).await;
-    text.map(|text| ([(CONTENT_TYPE, format.content_type())], text)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+    let text = exporter.text(format).await.ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
+    Ok::<_, StatusCode>(([(CONTENT_TYPE, format.content_type())], text))
 }
 
-async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, String) {
-    match &*admin.readiness.borrow() {
+impl Exporter {
+    /// All metrics, made one at a time: of very many TokenCaches that takes long.
+    async fn text(&self, format: Format) -> Option<Bytes> {
+        let index = match format {
+            Format::OpenMetrics => 0,
+            Format::Prometheus => 1,
+        };
+        let mut pages = self.pages.clone().lock_owned().await;
+        if let Some((text, made)) = &pages[index]
+            && made.elapsed() < self.max_age
+        {
+            return Some(text.clone());
+        }
+        let metrics = self.metrics.clone();
+        // Also where nobody waits for it any more, the next text is begun only after this one.
+        let made = tokio::task::spawn_blocking(move || {
+            let text = Bytes::from(metrics.text(format));
+            pages[index] = Some((text.clone(), Instant::now()));
+            text
+        });
+        made.await.ok()
+    }
+}
+
+async fn readyz(State(readiness): State<watch::Receiver<Option<String>>>) -> (StatusCode, String) {
+    match &*readiness.borrow() {
         None => (StatusCode::OK, "ok".into()),
         Some(waiting) => (StatusCode::SERVICE_UNAVAILABLE, waiting.clone()),
     }
@@ -126,5 +176,25 @@ mod tests {
         // Without IPv6 on the machine, IPv4 alone.
         assert!(address.is_ipv4() || TcpStream::connect((Ipv6Addr::LOCALHOST, address.port())).is_ok());
         assert!(listen(address).is_err(), "the port is taken");
+    }
+
+    #[tokio::test]
+    async fn a_text_is_sent_again_until_it_is_too_old() {
+        let metrics = Metrics::default();
+        let asked = Arc::new(std::sync::atomic::AtomicI64::new(0));
+        let count = asked.clone();
+        metrics.measure("asked", "How often", move || count.fetch_add(1, std::sync::atomic::Ordering::SeqCst));
+        let exporter = |max_age| Exporter { metrics: metrics.clone(), pages: Arc::default(), max_age };
+        let asked = || asked.load(std::sync::atomic::Ordering::SeqCst);
+        let kept = exporter(Duration::from_secs(3600));
+        let first = kept.text(Format::Prometheus).await;
+        let others = futures::future::join_all([(); 20].map(|()| kept.text(Format::Prometheus))).await;
+        assert!(first.is_some() && others.iter().all(|text| *text == first));
+        assert_eq!(asked(), 1);
+        assert_ne!(kept.text(Format::OpenMetrics).await, first, "another format is another text");
+        assert_eq!(kept.text(Format::Prometheus).await, first, "which does not displace it");
+        let never = exporter(Duration::ZERO);
+        assert_ne!(never.text(Format::Prometheus).await, never.text(Format::Prometheus).await);
+        assert_eq!(asked(), 4);
     }
 }

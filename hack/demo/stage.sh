@@ -56,8 +56,9 @@ set_stage() {
     --client-secret-file "$DIR/client-secret" --lifetime 30s
   SERVER=$(await_line token-server 'listening on \(.*\)') || die "the token server did not start"
   # Private addresses, as the server's is, may be connected to by default; for 127.0.0.1 there is --allow-cidr.
-  spawn controller "$BINARIES/tokencache" controller --kubeconfig "$KUBECONFIG" --admin-address 127.0.0.1:0
-  ADMIN=$(await_line controller '.*admin server listening address=\(.*\)') || die "the controller did not start"
+  spawn controller "$BINARIES/tokencache" controller --kubeconfig "$KUBECONFIG" --metrics-address 127.0.0.1:0 \
+    --probe-address 127.0.0.1:0
+  ADMIN=$(await_line controller '.*serving metrics address=\(.*\)') || die "the controller did not start"
   local deadline=$((SECONDS + 30))
   until [[ "$(request GET "http://$ADMIN/readyz")" == ok ]]; do
     alive "$DIR/controller.pid" || die "the controller ended"

@@ -1,6 +1,9 @@
 //! `tokencache controller`
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
@@ -16,11 +19,14 @@ use super::{
     start_log,
 };
 use crate::{
-    admin,
+    admin::{self, Readiness},
+    api,
     cluster_time::ClusterTime,
     connect::connect_through,
     controller::{self, Settings, Stop, WatchContacts},
     metrics::Metrics,
+    notes::Notes,
+    run::Runner,
     traces::Traces,
 };
 
@@ -33,9 +39,11 @@ pub(super) struct Flags {
     /// Runs at once; a quarter of them may go to one destination
     #[arg(long, env = "TOKENCACHE_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
-    /// Where /livez, /readyz and /metrics are served; [::] stands for all addresses of IPv4 and IPv6
-    #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", default_value = "[::]:8080", value_name = "ADDRESS")]
-    admin_address: SocketAddr,
+    /// Shortest time between two fetches of one TokenCache, whatever calls for them
+    #[arg(long, env = "TOKENCACHE_MIN_FETCH_INTERVAL", default_value = "5s", value_name = "DURATION")]
+    min_fetch_interval: api::Duration,
+    #[command(flatten)]
+    ports: Ports,
     /// Where traces of the runs go: base URL of an OTLP collector over HTTP, such as http://collector:4318. Default: nowhere
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true, value_name = "URL")]
     otlp_endpoint: Option<String>,
@@ -44,6 +52,23 @@ pub(super) struct Flags {
     /// How log lines look; what is logged is set by the environment variable TOKENCACHE_LOG
     #[arg(long, env = "TOKENCACHE_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
+}
+
+/// Where it is asked.
+#[derive(Debug, Args)]
+struct Ports {
+    /// Where /livez and /readyz are served; [::] stands for all addresses of IPv4 and IPv6. Default: [::]:8081
+    #[arg(long, env = "TOKENCACHE_PROBE_ADDRESS", value_name = "ADDRESS")]
+    probe_address: Option<SocketAddr>,
+    /// Where /metrics is served. Default: [::]:8080
+    #[arg(long, env = "TOKENCACHE_METRICS_ADDRESS", value_name = "ADDRESS")]
+    metrics_address: Option<SocketAddr>,
+    /// For how long /metrics gives the same text again
+    #[arg(long, env = "TOKENCACHE_METRICS_MAX_AGE", default_value = "5s", value_name = "DURATION")]
+    metrics_max_age: api::Duration,
+    /// Former name of --metrics-address, for all paths: without --probe-address there is no port for probes alone
+    #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", hide = true)]
+    admin_address: Option<SocketAddr>,
 }
 
 /// Runs the controller until SIGTERM or Ctrl-C.
@@ -74,6 +99,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     });
     let require_source_label = flags.runner.require_source_label;
     let runner = flags.runner.runner(client, time.clock(), identity.clone(), metrics.clone())?;
+    let runner = Runner { notes: Notes::with_min_interval(flags.min_fetch_interval.as_chrono()), ..runner };
     let seen = contacts.clone();
     metrics.measure(
         "watch_silence_seconds",
@@ -90,9 +116,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
 
     let readiness = admin::starting();
     let stop_admin = CancellationToken::new();
-    admin::serve(flags.admin_address, &readiness, metrics, stop_admin.clone())
-        .await
-        .with_context(|| format!("--admin-address {} cannot be listened on", flags.admin_address))?;
+    serve(&flags.ports, &readiness, &metrics, &stop_admin)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %server, identity, "starting");
 
     let stop = Stop::default();
@@ -119,6 +143,26 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Serves probes and metrics.
+fn serve(ports: &Ports, readiness: &Readiness, metrics: &Metrics, stop: &CancellationToken) -> anyhow::Result<()> {
+    let listen = |flag: &str, address: SocketAddr| {
+        admin::listen(address).with_context(|| format!("--{flag} {address} cannot be listened on"))
+    };
+    let all = |port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let former = ports.admin_address.filter(|_| ports.metrics_address.is_none());
+    let (flag, address) = match former {
+        Some(address) => ("admin-address", address),
+        None => ("metrics-address", ports.metrics_address.unwrap_or_else(|| all(8080))),
+    };
+    let max_age = ports.metrics_max_age.as_std();
+    admin::serve_metrics(listen(flag, address)?, readiness, metrics, max_age, stop.clone())?;
+    let probes = ports.probe_address.or_else(|| former.is_none().then(|| all(8081)));
+    if let Some(address) = probes {
+        admin::serve_probes(listen("probe-address", address)?, readiness, metrics, stop.clone())?;
+    }
+    Ok(())
 }
 
 /// Waits for Ctrl-C, after another signal.

@@ -30,7 +30,22 @@ pub struct Metrics {
     durations: Family<Source, Histogram, fn() -> Histogram>,
     acquisitions: Family<Acquisition, Counter>,
     requests: Family<Request, Counter>,
+    refused_connections: Family<At, Counter>,
     gauges: Gauges,
+}
+
+/// A port of the controller.
+#[derive(Clone, Copy, Debug)]
+pub enum Port {
+    /// For `/livez` and `/readyz`.
+    Probes,
+    /// For `/metrics`.
+    Metrics,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct At {
+    port: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -69,10 +84,13 @@ impl Default for Metrics {
         registry.register("lock_acquisitions", "Attempts to take a Lease", acquisitions.clone());
         let requests = Family::default();
         registry.register("api_requests", "Requests sent to the Kubernetes API server", requests.clone());
+        let refused_connections = Family::default();
+        let help = "Connections that were closed at once, since there were too many";
+        registry.register("refused_connections", help, refused_connections.clone());
         registry.register("build", "The version of this program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         let gauges = Gauges::default();
         registry.register_collector(Box::new(gauges.clone()));
-        Self { registry: registry.into(), fetches, durations, acquisitions, requests, gauges }
+        Self { registry: registry.into(), fetches, durations, acquisitions, requests, refused_connections, gauges }
     }
 }
 
@@ -107,6 +125,16 @@ impl Metrics {
             _ => "other",
         };
         self.requests.get_or_create(&Request { verb, resource }).inc();
+    }
+
+    /// Counts connections to a port that were refused.
+    #[must_use]
+    pub fn refused_connections(&self, port: Port) -> Counter {
+        let port = match port {
+            Port::Probes => "probes",
+            Port::Metrics => "metrics",
+        };
+        self.refused_connections.get_or_create_owned(&At { port })
     }
 
     /// From now on, each scrape asks this for TokenCaches that are looked after.
@@ -177,7 +205,7 @@ mod tests {
         assert!(!text().contains("namespace="), "{}", text());
 
         let status = serde_json::json!({
-            "runs": 1, "failures": 2, "expiresAt": "2026-01-02T03:04:05Z", "refreshAt": "2026-01-02T03:00:00Z",
+            "runs": 1, "failures": 2, "expiresAt": "2026-01-02T03:04:05Z", "refreshAt": "2026-01-02T03:00:59Z",
             "conditions": [{
                 "type": "Ready", "status": "True", "reason": "Fetched", "message": "",
                 "lastTransitionTime": "2026-01-02T03:00:00Z",
@@ -189,7 +217,7 @@ mod tests {
         for line in [
             format!("tokencache_ready{object} 1"),
             format!("tokencache_failures{object} 2"),
-            format!("tokencache_expiration_timestamp_seconds{object} 1767323045"),
+            format!("tokencache_expiration_timestamp_seconds{object} 1767323100"),
             format!("tokencache_refresh_timestamp_seconds{object} 1767322800"),
             r#"tokencache_info{namespace="ns",name="a",source="oauth2",policy="Eager",suspended="false"} 1"#.to_owned(),
             "tokencache_queue_depth 3".to_owned(),

@@ -31,7 +31,9 @@ fn everything() -> Value {
             "from": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
             "egress": [{"ports": [{"port": 443}]}],
         },
+        "probes": {"port": 9081},
         "metrics": {
+            "port": 9080,
             "service": {"enabled": true, "annotations": {"prometheus.io/scrape": "true"}},
             "serviceMonitor": {"enabled": true, "interval": "15s", "labels": {"release": "prometheus"}},
             "prometheusRule": {"enabled": true, "labels": {"release": "prometheus"}},
@@ -150,6 +152,7 @@ fn every_option_is_seen_in_what_is_rendered() {
     assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
     assert_eq!(policy["spec"]["egress"], everything()["networkPolicy"]["egress"]);
     assert_eq!(policy["spec"]["ingress"][0]["from"], everything()["networkPolicy"]["from"]);
+    assert_eq!(policy["spec"]["ingress"][1], json!({"ports": [{"port": "probes"}]}), "the kubelet has no name");
     let monitor = find(&objects, "ServiceMonitor", "tc-full");
     assert_eq!(
         (&monitor["metadata"]["labels"]["release"], &monitor["spec"]["endpoints"][0]["interval"]),
@@ -161,6 +164,7 @@ fn every_option_is_seen_in_what_is_rendered() {
     serde_json::from_str::<Value>(dashboard.as_str().expect("text")).expect("the dashboard is JSON");
     let service = find(&objects, "Service", "tc-full-metrics");
     assert_eq!(service["metadata"]["annotations"]["prometheus.io/scrape"], "true");
+    assert_eq!(service["spec"]["ports"], json!([{"name": "metrics", "port": 9080, "targetPort": "metrics"}]));
     let definition = find(&objects, "CustomResourceDefinition", "tokencaches.tokencache.dev");
     assert_eq!(definition["metadata"]["annotations"], json!({"example.com/x": "y"}));
 }

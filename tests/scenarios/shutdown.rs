@@ -98,7 +98,9 @@ fn the_admin_server_tells_that_it_lives_that_it_is_ready_and_what_it_counted() {
         scene.ns.await_ready("b", false, "FetchFailed").await;
         for path in ["/livez", "/readyz"] {
             assert_eq!(scene.controller.ask(path).await.map(|(status, _)| status), Some(200), "{path}");
+            assert_eq!(scene.controller.ask_probes(path).await.map(|(status, _)| status), Some(200), "{path}");
         }
+        assert_eq!(scene.controller.ask_probes("/metrics").await.map(|(status, _)| status), Some(404));
         assert_eq!(scene.controller.ask("/secrets").await.map(|(status, _)| status), Some(404));
         let metrics = scene.controller.metrics().await;
         let fetches = |result, reason| {
@@ -124,7 +126,7 @@ fn without_a_cluster_the_program_ends_and_says_why() {
     scenario(async {
         for kubeconfig in ["/nonexistent/kubeconfig", "/dev/null", concat!(env!("CARGO_MANIFEST_DIR"), "/rustfmt.toml")]
         {
-            let arguments = ["controller", "--kubeconfig", kubeconfig, "--admin-address", "127.0.0.1:0"];
+            let arguments = ["controller", "--kubeconfig", kubeconfig, "--metrics-address", "127.0.0.1:0"];
             let (status, text) = run_to_exit(kubeconfig, &arguments).await;
             assert!(status.code().is_some_and(|code| code != 0), "{kubeconfig}: {status:?}");
             assert!(text.contains("kubeconfig"), "{kubeconfig}: {text}");
@@ -141,7 +143,8 @@ fn wrong_arguments_end_with_usage() {
             &["controller", "--lease-duration", "soon"][..],
             &["controller", "--lease-duration", "0s"],
             &["controller", "--allow-cidr", "127.0.0.1/99"],
-            &["controller", "--admin-address", "nowhere"],
+            &["controller", "--metrics-address", "nowhere"],
+            &["controller", "--probe-address", "nowhere"],
             &["no-such-command"],
         ] {
             let (status, text) = run_to_exit(kubeconfig, wrong).await;

@@ -77,9 +77,10 @@ pub(super) fn field<'a>(line: &'a Value, name: &str) -> Option<&'a str> {
     line["fields"][name].as_str().or_else(|| line[name].as_str())
 }
 
-fn admin_address(line: &str) -> Option<String> {
+/// Where something is served, by the line that says so.
+fn address_of(line: &str, message: &str) -> Option<String> {
     let line: Value = serde_json::from_str(line).ok()?;
-    (field(&line, "message")? == "admin server listening").then(|| field(&line, "address").map(str::to_owned))?
+    (field(&line, "message")? == message).then(|| field(&line, "address").map(str::to_owned))?
 }
 
 /// The library by which a process sees another time, if it is installed.
@@ -103,6 +104,7 @@ pub struct Controller {
     child: Child,
     log: Log,
     admin: String,
+    probes: String,
     http: reqwest::Client,
     recorder: Option<Arc<Recorder>>,
     /// While it is ready and does not stand still.
@@ -121,11 +123,20 @@ pub struct Launch<'a> {
     pub kubeconfig: Option<&'a str>,
     /// How far its clock is off, as faketime is told: `+10m`.
     pub clock: Option<&'a str>,
+    /// Its `--min-fetch-interval`.
+    pub min_fetch_interval: &'a str,
 }
 
 impl Default for Launch<'_> {
     fn default() -> Self {
-        Self { loopback: true, log: "info,tokencache=trace", arguments: &[], kubeconfig: None, clock: None }
+        Self {
+            loopback: true,
+            log: "info,tokencache=trace",
+            arguments: &[],
+            kubeconfig: None,
+            clock: None,
+            min_fetch_interval: "0s",
+        }
     }
 }
 
@@ -142,7 +153,7 @@ impl Controller {
         controller
     }
 
-    /// Starts a controller, under the namespace's service account, and waits until its admin server listens.
+    /// Starts a controller, under the namespace's service account, and waits until its metrics are served.
     pub async fn spawn(namespace: &Namespace, launch: Launch<'_>) -> Self {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let identity = format!("controller-{}", STARTED.fetch_add(1, Ordering::Relaxed));
@@ -151,7 +162,10 @@ impl Controller {
             None => namespace.account().await.kubeconfig(),
         };
         let mut command = command(kubeconfig, launch.log);
-        command.args(["controller", "--namespace", &namespace.name, "--admin-address", "127.0.0.1:0"]);
+        command.args(["controller", "--namespace", &namespace.name, "--metrics-max-age", "0s"]);
+        // Tests do in seconds what takes days.
+        command.args(["--min-fetch-interval", launch.min_fetch_interval]);
+        command.args(["--metrics-address", "127.0.0.1:0", "--probe-address", "127.0.0.1:0"]);
         command.args(["--log-format", "json", "--identity", &identity]);
         command.args(launch.loopback.then_some(LOOPBACK).into_iter().flatten()).args(launch.arguments);
         if let Some(offset) = launch.clock {
@@ -163,16 +177,17 @@ impl Controller {
         log.follow(child.stderr.take().expect("its stderr"));
         namespace.show_log_of(&identity, log.clone());
 
-        let admin = within("the controller names its admin address", async {
+        let addresses = within("the controller names its addresses", async {
+            let of = |message| log.find(move |line| address_of(line, message));
             tokio::select! {
-                address = log.find(admin_address) => address,
+                addresses = async { (of("serving metrics").await, of("serving probes").await) } => addresses,
                 status = child.wait() => panic!("the controller ended ({status:?}):\n{}", log.text()),
             }
         });
-        let admin = admin.await;
+        let (admin, probes) = addresses.await;
         let http = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
         let (recorder, at_work) = (namespace.recorder(), Mutex::default());
-        Self { identity, child, log, admin, http, recorder, at_work }
+        Self { identity, child, log, admin, probes, http, recorder, at_work }
     }
 
     /// Waits until it says that it is ready.
@@ -185,14 +200,23 @@ impl Controller {
         self.set_at_work(true);
     }
 
-    /// Address of its admin server.
+    /// Address of its metrics, where probes are answered as well.
     pub fn admin(&self) -> &str {
         &self.admin
     }
 
-    /// Status and text of a path of its admin server.
+    /// Status and text of a path there.
     pub async fn ask(&self, path: &str) -> Option<(u16, String)> {
-        let response = self.http.get(format!("http://{}{path}", self.admin)).send().await.ok()?;
+        self.ask_at(&self.admin, path).await
+    }
+
+    /// Status and text of a path of the port for probes.
+    pub async fn ask_probes(&self, path: &str) -> Option<(u16, String)> {
+        self.ask_at(&self.probes, path).await
+    }
+
+    async fn ask_at(&self, address: &str, path: &str) -> Option<(u16, String)> {
+        let response = self.http.get(format!("http://{address}{path}")).send().await.ok()?;
         Some((response.status().as_u16(), response.text().await.ok()?))
     }
 
