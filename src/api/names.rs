@@ -22,6 +22,10 @@ pub const ANNOTATION_AUDIENCES: &str = "tokencache.dev/audiences";
 /// Stands for the API server's own audience in that annotation, whatever the API server calls itself.
 pub const API_SERVER_AUDIENCE: &str = "kube-apiserver";
 
+/// Annotation of a source Secret: the hosts to which its owner lets its contents be sent, separated by commas or spaces,
+/// each a name, `*.` and a name, or an address, with a port or without. Without the annotation: to all.
+pub const ANNOTATION_HOSTS: &str = "tokencache.dev/hosts";
+
 /// Label of Jobs and their pods: the name of the TokenCache that they run for, or its beginning and a hash.
 pub const LABEL_CACHE: &str = "tokencache.dev/cache";
 

@@ -11,6 +11,7 @@ mod consent;
 mod expiry;
 mod expression;
 mod github_app;
+mod hosts;
 mod http;
 mod http_client;
 pub(crate) mod job;
@@ -290,12 +291,14 @@ impl Fetcher {
         check::check_type(cache.spec.target.secret_type(), &self.0.target_types)
             .map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
         let owner = crate::run::owner(cache);
+        let (server, proxy) = peers(&cache.spec);
+        let goes_to = [server, proxy].map(|url| url.as_ref().and_then(Server::of));
         let tokens = TokenLimits {
             secret: secret.map(|uid| (cache.secret_name().to_owned(), uid.to_owned())),
             max_lifetime: self.0.max_token_lifetime,
         };
-        let sources =
-            Sources::new(client.clone(), owner.namespace.clone(), *require_source_label, tokens, phase.clone());
+        let namespace = owner.namespace.clone();
+        let sources = Sources::new(client.clone(), namespace, *require_source_label, tokens, phase.clone(), goes_to);
         let mut attempt = Attempt { sources, client, owner, clients, clock, phase, late: *late, ends };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,
@@ -333,13 +336,19 @@ pub fn is_bound(spec: &TokenCacheSpec) -> bool {
 /// sources that talk to no server of their own, and for URLs that cannot be read.
 #[must_use]
 pub fn destination(spec: &TokenCacheSpec) -> Option<String> {
-    let (url, proxy) = match spec.fetch.source()? {
-        Source::OAuth2(oauth2) => oauth2::endpoint(oauth2),
-        Source::GitHubApp(app) => github_app::endpoint(app),
-        Source::Http(http) => http::endpoint(http),
-        Source::ServiceAccountToken(_) | Source::Job(_) => return None,
+    let (server, proxy) = peers(spec);
+    proxy.or(server).as_ref().map(http_client::host_and_port)
+}
+
+/// The URLs of the server that a fetch talks to, and of the proxy.
+fn peers(spec: &TokenCacheSpec) -> (Option<Url>, Option<Url>) {
+    let (url, proxy) = match spec.fetch.source() {
+        Some(Source::OAuth2(oauth2)) => oauth2::endpoint(oauth2),
+        Some(Source::GitHubApp(app)) => github_app::endpoint(app),
+        Some(Source::Http(http)) => http::endpoint(http),
+        Some(Source::ServiceAccountToken(_) | Source::Job(_)) | None => return (None, None),
     };
-    Url::parse(proxy.unwrap_or(url)).ok().as_ref().map(http_client::host_and_port)
+    (Url::parse(url).ok(), proxy.and_then(|proxy| Url::parse(proxy).ok()))
 }
 
 /// Kind of an object that a spec refers to.

@@ -16,10 +16,14 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
     Failure, Phase, Reference, ReferenceKind, consent,
+    hosts::Server,
     token_request::{Issued, TokenLimits, TokenRequest},
 };
 use crate::{
-    api::oauth2::{CaKind, CaRef, SecretKeyRef},
+    api::{
+        names::ANNOTATION_HOSTS,
+        oauth2::{CaKind, CaRef, SecretKeyRef},
+    },
     reason::Reason,
     sealed::{SealedSecret, SecretBytes},
 };
@@ -32,6 +36,8 @@ pub(super) struct Sources {
     require_label: bool,
     tokens: TokenLimits,
     phase: Phase,
+    /// The server that is asked, and the proxy, if there is one.
+    goes_to: [Option<Server>; 2],
     read: BTreeMap<Reference, Opened>,
 }
 
@@ -50,8 +56,9 @@ impl Sources {
         require_label: bool,
         tokens: TokenLimits,
         phase: Phase,
+        goes_to: [Option<Server>; 2],
     ) -> Self {
-        Self { client, namespace, require_label, tokens, phase, read: BTreeMap::new() }
+        Self { client, namespace, require_label, tokens, phase, goes_to, read: BTreeMap::new() }
     }
 
     /// Whether only what its owner opened may be used.
@@ -61,12 +68,24 @@ impl Sources {
 
     /// Text of a Secret's key, exactly as it is stored, and never empty.
     pub(super) async fn text(&mut self, key: &SecretKeyRef) -> Result<SecretString, Failure> {
-        self.open(ReferenceKind::Secret, &key.name).await?.text(&key.key)
+        self.secret(&key.name).await?.text(&key.key)
     }
 
-    /// A whole Secret.
+    /// A whole Secret, for a request to the server. What is sent passes through the proxy, which the spec chooses, and with
+    /// it the certificates by which the server behind it is verified.
     pub(super) async fn secret(&mut self, name: &str) -> Result<&Opened, Failure> {
-        self.open(ReferenceKind::Secret, name).await
+        let goes_to = self.goes_to.clone();
+        let secret = self.open(ReferenceKind::Secret, name).await?;
+        goes_to.iter().flatten().try_for_each(|server| secret.check_host(server))?;
+        Ok(secret)
+    }
+
+    /// A whole Secret that only the proxy gets.
+    pub(super) async fn secret_of_proxy(&mut self, name: &str) -> Result<&Opened, Failure> {
+        let [_, proxy] = self.goes_to.clone();
+        let secret = self.open(ReferenceKind::Secret, name).await?;
+        proxy.iter().try_for_each(|proxy| secret.check_host(proxy))?;
+        Ok(secret)
     }
 
     /// Certificates in PEM; the title is for messages.
@@ -75,7 +94,10 @@ impl Sources {
             CaKind::Secret => ReferenceKind::Secret,
             CaKind::ConfigMap => ReferenceKind::ConfigMap,
         };
-        let object = self.open(kind, &ca.name).await?;
+        let object = match kind {
+            ReferenceKind::Secret => self.secret(&ca.name).await?,
+            _ => self.open(kind, &ca.name).await?,
+        };
         Ok((object.bytes(&ca.key)?.expose_secret().to_vec(), format!("{}, key {}", object.title, ca.key)))
     }
 
@@ -178,6 +200,11 @@ fn open_service_account(
     Ok(Opened { title, metadata: account.metadata, data: BTreeMap::new() })
 }
 
+/// The hosts to which a Secret's owner lets its contents be sent; all, where that is nothing.
+pub(super) fn hosts(metadata: &ObjectMeta) -> Option<&str> {
+    metadata.annotations.as_ref()?.get(ANNOTATION_HOSTS).map(String::as_str)
+}
+
 fn open_config_map(map: ConfigMap, namespace: &str, name: &str) -> Opened {
     let text = map.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.into_bytes().into()));
     let binary = map.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0.into()));
@@ -197,6 +224,19 @@ impl Opened {
     /// The object's kind, namespace and name.
     pub(super) fn title(&self) -> &str {
         &self.title
+    }
+
+    /// Whether its contents may be sent there.
+    fn check_host(&self, server: &Server) -> Result<(), Failure> {
+        if hosts(&self.metadata).is_none_or(|hosts| server.is_permitted(hosts)) {
+            return Ok(());
+        }
+        let message = format!(
+            "{} may not be used for requests to {server}: its annotation {ANNOTATION_HOSTS} does not list that host. To \
+             allow it, the owner of the Secret adds it to the annotation",
+            self.title
+        );
+        Err(Failure::new(Reason::SourceNotAllowed, message))
     }
 
     /// The value of a key.

@@ -65,7 +65,7 @@ impl Settings {
             let credentials = match &proxy.credentials_ref {
                 None => None,
                 Some(reference) => {
-                    let secret = sources.secret(&reference.name).await?;
+                    let secret = sources.secret_of_proxy(&reference.name).await?;
                     let text = |key| secret.credential(key).map(|text| Zeroizing::new(text.expose_secret().to_owned()));
                     Some((text("username")?, text("password")?))
                 }

@@ -123,18 +123,24 @@ impl Collector for Gauges {
         let failures = encoder.encode_descriptor("failures", "Failed runs in a row", None, gauge)?;
         each(failures, &all, |one| Some(one.failures.into()))?;
         let seconds = Some(&Unit::Seconds);
-        let help = "When the value expires, in Unix time; absent where it does not";
+        // Whole minutes: whoever can write a spec could write more of a response into it, for all who read the metrics.
+        let help = "When the value expires, in Unix time and whole minutes; absent where it does not";
         let expiration = encoder.encode_descriptor("expiration_timestamp", help, seconds, gauge)?;
-        each(expiration, &all, |one| one.expires_at.map(|at| at.timestamp()))?;
-        let help = "When the next refresh is planned, in Unix time; absent where none is";
+        each(expiration, &all, |one| one.expires_at.map(|at| minutes(at.timestamp().saturating_add(59))))?;
+        let help = "When the next refresh is planned, in Unix time and whole minutes; absent where none is";
         let refresh = encoder.encode_descriptor("refresh_timestamp", help, seconds, gauge)?;
-        each(refresh, &all, |one| one.refresh_at.map(|at| at.timestamp()))?;
+        each(refresh, &all, |one| one.refresh_at.map(|at| minutes(at.timestamp())))?;
 
         for (name, help, value) in self.values.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             ConstGauge::new(value()).encode(encoder.encode_descriptor(name, help, None, gauge)?)?;
         }
         Ok(())
     }
+}
+
+/// Unix time without its seconds.
+fn minutes(timestamp: i64) -> i64 {
+    timestamp.div_euclid(60).saturating_mul(60)
 }
 
 fn each(

