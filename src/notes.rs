@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -88,6 +88,8 @@ pub struct Note {
     pub undecodable: Option<String>,
     /// The fetches that were done out of turn.
     pub brake: Option<Box<Brake>>,
+    /// The shortest time between two fetches, the same for all.
+    pub min_interval: TimeDelta,
     /// Runs in a row that found nothing to do, although the watch shows that there is.
     pub in_vain: u32,
     /// The Secret of this UID was to be removed: how often that failed in a row, and when it is tried again.
@@ -172,7 +174,8 @@ impl Note {
     /// Nothing of what was known holds any more, but that a run goes on.
     pub fn reset(&mut self, uid: Option<String>) {
         let (cancel, changed) = (self.cancel.take(), self.changed.take());
-        *self = Self { uid, cancel, changed, called: self.called, ..Self::default() };
+        let Self { called, min_interval, .. } = *self;
+        *self = Self { uid, cancel, changed, called, min_interval, ..Self::default() };
     }
 
     /// The metadata of the Secret of this name: as this process wrote or read it, while the watch shows an older version.
@@ -293,13 +296,20 @@ impl Note {
 
 /// The notes on all. A table has room for more than it holds, so each is on the heap.
 #[derive(Clone, Debug, Default)]
-pub struct Notes(Arc<Mutex<HashMap<Key, Box<Note>>>>);
+pub struct Notes(Arc<Mutex<HashMap<Key, Box<Note>>>>, TimeDelta);
 
 impl Notes {
+    /// None yet, of TokenCaches that are fetched no more often than this.
+    #[must_use]
+    pub fn with_min_interval(min_interval: TimeDelta) -> Self {
+        Self(Arc::default(), min_interval)
+    }
+
     /// Reads or changes the notes on one TokenCache.
     pub fn with<T>(&self, key: &Key, use_note: impl FnOnce(&mut Note) -> T) -> T {
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        use_note(notes.entry(key.clone()).or_default())
+        let note = notes.entry(key.clone()).or_insert_with(|| Note { min_interval: self.1, ..Note::default() }.into());
+        use_note(note)
     }
 
     /// Reads or changes the notes on one TokenCache, if there are any.

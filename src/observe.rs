@@ -88,6 +88,7 @@ pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: 
         unblocked: note.unblocked == Some(runs),
         is_forged: false,
         brake: note.brake.as_deref(),
+        min_interval: note.min_interval,
     };
     if is_forged { seen.with_own_failure(note.retry) } else { seen }
 }

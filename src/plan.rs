@@ -4,7 +4,7 @@ mod moments;
 
 use std::fmt;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use self::moments::{SHORTEST_PAUSE, believed, longest_backoff, recheck_wait, refresh_moment};
 pub use self::moments::{backoff, jitter, keeps, refresh_at, retry_at};
@@ -37,6 +37,8 @@ pub struct Observed<'a> {
     pub unblocked: bool,
     /// The fetches that this process did out of turn.
     pub brake: Option<&'a Brake>,
+    /// The shortest time between two fetches.
+    pub min_interval: TimeDelta,
 }
 
 /// What to do.
@@ -228,7 +230,7 @@ impl Observed<'_> {
             return Some((Why::Drifted(how), now));
         }
         let lifetime = stored.lifetime?;
-        let paced = later(self.exact.unwrap_or(lifetime).fetched_at, SHORTEST_PAUSE);
+        let paced = later(self.exact.unwrap_or(lifetime).fetched_at, SHORTEST_PAUSE.max(self.min_interval));
         if lifetime.expires_at.is_past(now) {
             return wanted.then_some((Why::Expired, now.max(paced)));
         }
@@ -243,17 +245,22 @@ impl Observed<'_> {
             Why::Requested => Some(Cause::Request),
             Why::Drifted(_) | Why::Cleared | Why::Unblocked => Some(Cause::Repair),
             // Not of a new generation, but another controller computes another hash.
-            Why::SpecChanged => self.is_same_generation().then_some(Cause::Repair),
+            Why::SpecChanged if self.is_same_generation() => Some(Cause::Repair),
             // The status of a Secret that was deleted does not tell so for long.
-            Why::First => (self.cache.runs() > 0 && self.failures() == 0).then_some(Cause::Repair),
-            Why::Expired | Why::Due | Why::Recheck => None,
+            Why::First if self.cache.runs() > 0 && self.failures() == 0 => Some(Cause::Repair),
+            // An edit ends the backoff after failures.
+            _ => (self.cache.runs() > 0 && !self.is_same_generation()).then_some(Cause::Edit),
         }
     }
 
     /// When a fetch that was to begin at `at` may begin.
     fn paced(&self, why: &Why, at: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
-        let until = self.brake.zip(self.cause(why)).and_then(|(brake, cause)| brake.until(cause, now));
+        let until = self.brake_until(why, self.min_interval, now);
         until.map_or(at, |until| at.max(until))
+    }
+
+    fn brake_until(&self, why: &Why, min_interval: TimeDelta, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.brake.zip(self.cause(why)).and_then(|(brake, cause)| brake.until(cause, min_interval, now))
     }
 
     /// Why a fetch is called for that does not wait for a backoff.
@@ -265,13 +272,15 @@ impl Observed<'_> {
         (self.is_cleared(now) && self.cache.spec.refresh.policy == RefreshPolicy::Eager).then_some(Why::Cleared)
     }
 
-    /// Why a fetch that is due waits, since there were many for the same cause within an hour.
+    /// Why a fetch that is due waits, since there were many for the same cause within an hour, or the shortest interval is
+    /// long. A wait of seconds is not worth a write of status.
     #[must_use]
     pub fn held_back(&self, now: DateTime<Utc>) -> Option<Why> {
         let unblocked = (self.unblocked && self.failures() > 0).then_some(Why::Unblocked);
         let due = || self.due(now).filter(|(_, at)| *at <= now).map(|(why, _)| why);
         let why = self.called_for(now).or(unblocked).or_else(due)?;
-        (self.paced(&why, now, now) > now).then_some(why)
+        let is_braked = self.brake_until(&why, TimeDelta::zero(), now).is_some();
+        (is_braked || self.paced(&why, now, now) > later(now, WORTH_TELLING)).then_some(why)
     }
 
     /// The Secret, if its value has expired and it is not to stay then.
@@ -303,6 +312,9 @@ impl Observed<'_> {
         Some(believed(at, recheck_wait(&self.cache.spec.retry), now))
     }
 }
+
+/// A longer wait for the shortest interval is told.
+const WORTH_TELLING: TimeDelta = TimeDelta::seconds(10);
 
 /// Decides.
 #[must_use]

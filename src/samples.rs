@@ -69,5 +69,6 @@ pub(crate) fn observed(cache: &TokenCache, secret: Option<Stored>) -> Observed<'
         is_forged: false,
         unblocked: false,
         brake: None,
+        min_interval: chrono::TimeDelta::zero(),
     }
 }

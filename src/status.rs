@@ -9,7 +9,7 @@ use crate::{
     plan::{Observed, Why, jitter, keeps, refresh_at},
     reason::Reason,
     secret::{SecretState, Stored},
-    time::{ceil, floor, rfc3339, to_kube},
+    time::{ceil, floor, later, rfc3339, to_kube},
 };
 
 /// Whether the Secret holds a valid value.
@@ -180,7 +180,8 @@ fn derive(observed: &Observed<'_>, status: TokenCacheStatus, now: DateTime<Utc>)
         Some(lifetime) => {
             status.expires_at = Some(lifetime.expires_at);
             status.fetched_at = Some(lifetime.fetched_at);
-            status.refresh_at = refresh_at(&spec.refresh, lifetime, jitter(&cache)).map(floor);
+            let earliest = later(lifetime.fetched_at, observed.min_interval);
+            status.refresh_at = refresh_at(&spec.refresh, lifetime, jitter(&cache)).map(|at| floor(at.max(earliest)));
         }
         None => {
             // That a value expired stays known after its Secret was removed for it.
@@ -229,7 +230,8 @@ fn ready(
         } else if let Some(failed) = failed {
             (true, Reason::RefreshFailing, format!("{until}; the newest attempt failed: {failed}"))
         } else {
-            (true, Reason::Fetched, format!("{until}{}{}", renew_before_note(observed), mutated_note(observed)))
+            let notes = [renew_before_note(observed), short_note(observed), mutated_note(observed)].concat();
+            (true, Reason::Fetched, format!("{until}{notes}"))
         };
     }
     if spec.suspend {
@@ -240,7 +242,8 @@ fn ready(
     }
     if let Some(expired) = status.expires_at.and_then(|expiry| expiry.moment()).filter(|moment| *moment <= now) {
         let failed = failed.map(|failed| format!("; the newest attempt failed: {failed}")).unwrap_or_default();
-        return (false, Reason::Expired, format!("the value expired at {}{failed}", rfc3339(expired)));
+        let short = short_note(observed);
+        return (false, Reason::Expired, format!("the value expired at {}{failed}{short}", rfc3339(expired)));
     }
     if let Some(how) = observed.stored().and_then(Stored::damage) {
         let failed = failed.map(|failed| format!("; the newest attempt failed: {failed}")).unwrap_or_default();
@@ -276,6 +279,19 @@ fn renew_before_note(observed: &Observed<'_>) -> String {
         length.num_seconds(),
         observed.cache.spec.refresh.percentage(),
     )
+}
+
+/// A sentence for those whose value lives shorter than the time between two fetches.
+fn short_note(observed: &Observed<'_>) -> String {
+    let length = observed.lifetime().and_then(|lifetime| Some(lifetime.expires_at.moment()? - lifetime.fetched_at));
+    let shortest = observed.min_interval;
+    length.filter(|length| *length < shortest).map_or_else(String::new, |length| {
+        format!(
+            "; its lifetime of {} s is shorter than the {} s between two fetches (--min-fetch-interval)",
+            length.num_seconds(),
+            shortest.num_seconds(),
+        )
+    })
 }
 
 /// A sentence for those whose labels or annotations are changed whenever the Secret is written.

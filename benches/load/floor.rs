@@ -83,6 +83,7 @@ pub async fn report(client: &Client, cache: &TokenCache, secret: &ObjectMeta) {
         is_forged: false,
         unblocked: false,
         brake: None,
+        min_interval: chrono::TimeDelta::zero(),
     };
     let ended = Ended {
         by: "floor",

@@ -44,7 +44,7 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, source: &Http) -> Result<Ob
         return Err(refused(&answer, &notes));
     }
     let answer = Arc::new(answer);
-    let (token, values, expires_at) = result(attempt.namespace, source, &answer, sent).await?;
+    let (token, values, expires_at) = result(&attempt.owner.namespace, source, &answer, sent).await?;
     let members = match expires_at {
         Some(member) => [("expires_at".to_owned(), member)].into(),
         None => json::parse(&answer.body).unwrap_or_default(),
@@ -202,8 +202,8 @@ async fn evaluate(
         notes.extend(line_break(key, &secret, &cure));
         secrets.push((name.as_str(), cel::text(secret.expose_secret())));
     }
-    let scope = Scope::new(attempt.namespace, Place::Request).with("secrets", cel::map(secrets));
-    let evaluated = cel::apart(attempt.namespace, move || scope.evaluate(&borrowed(&expressions))).await;
+    let scope = Scope::new(&attempt.owner.namespace, Place::Request).with("secrets", cel::map(secrets));
+    let evaluated = cel::apart(&attempt.owner.namespace, move || scope.evaluate(&borrowed(&expressions))).await;
     evaluated.unwrap_or_else(|| Err(cut_off()))
 }
 

@@ -24,13 +24,16 @@ pub(super) fn longest_backoff(retry: &Retry) -> TimeDelta {
     TimeDelta::from_std(LONGEST_RETRY_AFTER.max(retry.max())).unwrap_or(TimeDelta::MAX)
 }
 
+/// How many failures in a row are repeated as soon as the spec says, even if that is sooner than the shortest interval.
+const QUICK_RETRIES: i32 = 2;
+
 /// When a run that failed may be repeated.
 #[must_use]
 pub fn retry_at(
     retry: &Retry,
     failures: i32,
     refused: bool,
-    retry_after: Option<Duration>,
+    (retry_after, min_interval): (Option<Duration>, TimeDelta),
     random: f64,
     now: DateTime<Utc>,
 ) -> DateTime<Utc> {
@@ -40,7 +43,8 @@ pub fn retry_at(
     } else {
         backoff(failures, retry.initial(), retry.max(), random, retry_after)
     };
-    later(now, TimeDelta::from_std(wait).unwrap_or_default())
+    let shortest = if failures > QUICK_RETRIES { min_interval } else { TimeDelta::zero() };
+    later(now, TimeDelta::from_std(wait).unwrap_or_default().max(shortest))
 }
 
 /// A moment as status tells it. One that is further away than this program ever waits is not believed.

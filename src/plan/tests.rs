@@ -306,6 +306,49 @@ fn a_value_that_hardly_lives_is_not_fetched_without_a_pause() {
 }
 
 #[test]
+fn whatever_calls_for_a_fetch_waits_for_the_shortest_interval_but_the_first_of_its_kind() {
+    let five = TimeDelta::seconds(5);
+    // A value that hardly lives.
+    let short = cache(json!({}), json!({}));
+    let seen = Observed { min_interval: five, ..observed(&short, Some(stored(&short, lifetime(0.0, 2.0)))) };
+    assert_eq!(decide(&seen, at(1.9)), Plan::Sleep(Some(at(5.0))));
+    assert_eq!(decide(&seen, at(5.0)), Plan::Fetch(Why::Expired));
+    // A request, and an edit of the spec.
+    let valid = |cache: &TokenCache| Some(stored(cache, lifetime(0.0, 1000.0)));
+    let other = |cache: &TokenCache| Some(Stored { fetch_hash: "x".into(), ..stored(cache, lifetime(0.0, 1000.0)) });
+    let asked = cache(json!({}), json!({"observedGeneration": 1, "runs": 3, "refreshRequested": "x"}));
+    let edited = cache(json!({}), json!({"observedGeneration": 0, "runs": 3}));
+    let failed = cache(json!({}), failing(json!({"observedGeneration": 0, "nextRetryAt": null})));
+    for (cache, secret, cause, why) in [
+        (&asked, valid(&asked), Cause::Request, Why::Requested),
+        (&edited, other(&edited), Cause::Edit, Why::SpecChanged),
+        (&failed, None, Cause::Edit, Why::First),
+    ] {
+        let mut seen = Observed { min_interval: five, ..observed(cache, secret) };
+        assert_eq!(decide(&seen, at(0.5)), Plan::Fetch(why.clone()), "a person's single one is met at once");
+        let brake = braked(cause, &[0.0]);
+        seen.brake = Some(&brake);
+        assert_eq!(decide(&seen, at(0.5)), Plan::Sleep(Some(at(5.0))), "{why:?}");
+        assert_eq!(seen.held_back(at(0.5)), None, "a wait of seconds is not told");
+        assert_eq!(decide(&seen, at(5.0)), Plan::Fetch(why.clone()));
+        seen.min_interval = TimeDelta::seconds(60);
+        assert_eq!(seen.held_back(at(0.5)), Some(why));
+    }
+}
+
+#[test]
+fn retries_that_are_quicker_than_the_shortest_interval_are_few() {
+    let retry: crate::api::Retry =
+        serde_json::from_value(json!({"initialInterval": "100ms", "maxInterval": "100ms"})).unwrap();
+    let wait = |failures: i32, refused: bool| {
+        let limits = (None, TimeDelta::seconds(5));
+        (retry_at(&retry, failures, refused, limits, 1.0, start()) - start()).num_milliseconds()
+    };
+    assert_eq!([1, 2, 3, 4].map(|failures| wait(failures, false)), [100, 100, 5000, 5000]);
+    assert_eq!([1, 2, 3, 4].map(|failures| wait(failures, true)), [100, 100, 5000, 5000]);
+}
+
+#[test]
 fn a_refusal_is_checked_again_unless_the_spec_alone_causes_it() {
     let refused = |spec: Value, reason: &str, after: Value| {
         let mut status =

@@ -6,7 +6,7 @@ use tokio_util::task::TaskTracker;
 use super::Runner;
 use crate::{
     api::TokenCache,
-    fetch::{Failure, Progress, is_bound, render},
+    fetch::{Failure, Progress, is_bound, render_in_turn},
     lock::Owner,
     reason::Reason,
     secret::Lifetime,

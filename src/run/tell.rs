@@ -53,7 +53,8 @@ impl Runner {
             Err(failure) => {
                 let failures = seen.failures().saturating_add(1);
                 let (retry, refused) = (&seen.cache.spec.retry, failure.reason.is_refusal());
-                let at = retry_at(retry, failures, refused, failure.retry_after, rand::random(), now);
+                let limits = (failure.retry_after, seen.min_interval);
+                let at = retry_at(retry, failures, refused, limits, rand::random(), now);
                 own = Some((failure.reason, at));
                 next_retry_at = failure.reason.is_repeated().then_some(at);
             }
