@@ -10,7 +10,7 @@ fn everything() -> Value {
         "nameOverride": "tc", "fullnameOverride": "tc-full",
         "image": {"repository": "registry.example.com/tokencache", "tag": "1.2.3", "pullPolicy": "Always"},
         "imagePullSecrets": [{"name": "pull"}],
-        "replicas": 3, "watchNamespaces": ["a", "b", "a"], "concurrency": 7, "leaseDuration": "30s",
+        "replicas": 3, "watchNamespaces": ["a", "b", "a"], "concurrency": 7, "minFetchInterval": "10s", "leaseDuration": "30s",
         "requireSourceLabel": false, "allowCidrs": ["127.0.0.0/8", "::1/128"], "denyCidrs": ["10.0.0.0/8"],
         "maxTokenLifetime": "1h30m", "targetTypes": ["Opaque", "example.com/x"],
         "jobs": {"podSecurity": "baseline", "serviceAccount": "nobody"},
