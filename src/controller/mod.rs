@@ -33,7 +33,7 @@ pub(crate) use kept::{Kept, Sent};
 use crate::{
     admin::Readiness,
     api::TokenCache,
-    fetch::expressions_waiting,
+    fetch::{expressions_waiting, large_fetches, lookups},
     limits::Limits,
     metrics::Metrics,
     observe::{ApiError, limited},
@@ -170,6 +170,13 @@ fn measure(metrics: &Metrics, limits: &Limits) {
     metrics.measure("runs_in_progress", "Runs that go on", move || count(of.taken()));
     let help = "Compilations and evaluations of expressions that wait for their turn";
     metrics.measure("expressions_waiting", help, move || count(expressions_waiting()));
+    metrics.measure("dns_lookups_in_progress", "Names that are being looked up", move || count(lookups().0));
+    let help = "Names that wait for others of their namespace to be looked up";
+    metrics.measure("dns_lookups_waiting", help, move || count(lookups().1));
+    let help = "Fetches that read more than 64 KiB";
+    metrics.measure("large_fetches_in_progress", help, move || count(large_fetches().0));
+    let help = "Fetches that wait for memory to read more than 64 KiB";
+    metrics.measure("large_fetches_waiting", help, move || count(large_fetches().1));
 }
 
 /// Waits, unready, until TokenCaches can be listed, and says what is missing.

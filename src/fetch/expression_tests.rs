@@ -11,6 +11,7 @@ fn fetched() -> Fetched {
         token: Some("hunter2".into()),
         values: values.map(|(name, value)| (name.to_owned(), value.into())).into(),
         expires_at: "2026-01-02T03:04:05.5Z".parse().unwrap(),
+        held: Default::default(),
     }
 }
 

@@ -16,6 +16,8 @@ use super::{
     Failure, Phase,
     address::AddressRules,
     body::{self, Unreadable},
+    lookup,
+    memory::SMALL,
     redact::Redactor,
     redirect as redirect_target,
     resolver::{Alias, CheckedResolver, Lookup, check_literal},
@@ -190,7 +192,7 @@ impl Connection {
         let failed = |error| transport::failure(&error, &self.peer);
         let mut request = request.build().map_err(failed)?;
         announce_no_body(&mut request);
-        let response = self.client.execute(request).await.map_err(failed)?;
+        let response = lookup::within(phase.namespace.clone(), self.client.execute(request)).await.map_err(failed)?;
         let headers = response.headers();
         let mut answer = Answer {
             status: response.status(),
@@ -201,7 +203,7 @@ impl Connection {
             peer: self.peer.clone(),
         };
         phase.set(format!("reading the answer of {}", self.peer));
-        let body = match read(response, &self.peer).await {
+        let body = match read(response, &self.peer, phase).await {
             Ok(body) => body::plain(&answer.headers, body).map_err(|why| answer.unreadable(&why)),
             Err(failure) => Err(failure),
         };
@@ -224,12 +226,16 @@ fn announce_no_body(request: &mut reqwest::Request) {
     }
 }
 
-async fn read(mut response: Response, peer: &Peer) -> Result<Zeroizing<Vec<u8>>, Failure> {
+async fn read(mut response: Response, peer: &Peer, phase: &Phase) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let too_large =
         || Failure::new(Reason::ResponseTooLarge, format!("the answer of {peer} is larger than {MAX_BODY} bytes"));
     let length = response.content_length().unwrap_or_default();
     if length > MAX_BODY as u64 {
         return Err(too_large());
+    }
+    let of_peer = format!("the answer of {peer}");
+    if length > SMALL as u64 {
+        phase.need_memory(&of_peer).await;
     }
     // A buffer that grows by itself would leave copies behind that nobody wipes.
     let mut body = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default().max(16 * 1024)));
@@ -237,6 +243,9 @@ async fn read(mut response: Response, peer: &Peer) -> Result<Zeroizing<Vec<u8>>,
         let length = body.len() + chunk.len();
         if length > MAX_BODY {
             return Err(too_large());
+        }
+        if length > SMALL {
+            phase.need_memory(&of_peer).await;
         }
         if length > body.capacity() {
             let mut larger = Zeroizing::new(Vec::with_capacity(length.max(body.capacity() * 2)));
@@ -367,7 +376,7 @@ mod tests {
 
     #[test]
     fn clients_are_kept_by_their_settings_and_only_so_many() {
-        let clients = Clients::new(AddressRules::default(), crate::fetch::resolver::system_lookup());
+        let clients = Clients::new(AddressRules::default(), crate::fetch::lookup::system_lookup());
         let url: Url = "http://id.example.com".parse().unwrap();
         let kept = || clients.built.lock().unwrap().len();
         for number in 0..MAX_CLIENTS + 10 {

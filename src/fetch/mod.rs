@@ -16,6 +16,8 @@ mod http;
 mod http_client;
 pub(crate) mod job;
 mod json;
+mod lookup;
+mod memory;
 mod oauth2;
 mod pem;
 mod redact;
@@ -52,8 +54,12 @@ pub use self::{
     check::{check, is_quick},
     expression::render_in_turn,
     job::{JobSettings, PodSecurity},
+    lookup::lookups,
+    memory::{Held, large_fetches},
 };
-use self::{hosts::Server, http_client::Clients, sources::Sources, token_request::TokenLimits};
+use self::{
+    hosts::Server, http_client::Clients, memory::Memory, sources::Sources, token_request::TokenLimits,
+};
 use crate::{
     api::{
         ExpiresAt, Refresh, Source, TokenCache, TokenCacheSpec,
@@ -73,6 +79,8 @@ pub struct Fetched {
     pub values: BTreeMap<String, SecretString>,
     /// When it expires.
     pub expires_at: ExpiresAt,
+    /// What it takes of the memory that all fetches share, until it is dropped.
+    pub held: Held,
 }
 
 /// Why a fetch gave no value. The message says what was wrong and where; it never holds a secret, a token or a body.
@@ -192,6 +200,9 @@ impl Progress {
 struct Phase {
     doing: Arc<Mutex<String>>,
     progress: Progress,
+    namespace: Arc<str>,
+    /// What it may take of the memory that all share.
+    memory: Memory,
 }
 
 impl Phase {
@@ -204,6 +215,17 @@ impl Phase {
     fn wait(&self, what: String) {
         self.progress.set(&what);
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    /// Waits until there is memory for more than a fetch usually takes.
+    async fn need_memory(&self, what: &str) {
+        if self.memory.is_held() {
+            return;
+        }
+        let before = self.get();
+        self.set(format!("waiting for memory for {what}, which other fetches use"));
+        self.memory.hold(&self.namespace).await;
+        self.set(before);
     }
 
     fn waits(&self) -> bool {
@@ -219,7 +241,7 @@ impl Fetcher {
     /// A fetcher that reads referenced objects by this client.
     #[must_use]
     pub fn new(client: kube::Client, config: FetcherConfig, clock: Clock) -> Self {
-        Self::with_lookup(client, config, clock, resolver::system_lookup())
+        Self::with_lookup(client, config, clock, lookup::system_lookup())
     }
 
     fn with_lookup(client: kube::Client, config: FetcherConfig, clock: Clock, lookup: resolver::Lookup) -> Self {
@@ -271,7 +293,8 @@ impl Fetcher {
         progress: &Progress,
     ) -> Result<Fetched, Failure> {
         let limit = cache.spec.fetch.timeout();
-        let phase = Phase { progress: progress.clone(), ..Phase::default() };
+        let namespace = cache.metadata.namespace.as_deref().unwrap_or_default().into();
+        let phase = Phase { progress: progress.clone(), namespace, ..Phase::default() };
         tokio::time::timeout(limit, Box::pin(self.attempt(cache, secret, phase.clone(), ends))).await.unwrap_or_else(
             |_| {
                 let message = format!("not done within {limit:?} (spec.fetch.timeout) while {}", phase.get());
@@ -322,7 +345,7 @@ impl Fetcher {
             .map_err(|failure| Failure { message: format!("{from}: {}", failure.message), ..failure })?;
         let values = values.unwrap_or(members);
         let values = values.into_iter().filter_map(|(name, member)| Some((name, member.into_value()?))).collect();
-        Ok(Fetched { token, values, expires_at })
+        Ok(Fetched { token, values, expires_at, held: attempt.phase.memory.take() })
     }
 }
 

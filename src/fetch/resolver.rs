@@ -14,13 +14,6 @@ use super::address::AddressRules;
 /// Looks a name up. Handed in, so that a test can decide what a name resolves to.
 pub(super) type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
 
-/// The system's resolver.
-pub(super) fn system_lookup() -> Lookup {
-    Arc::new(|name| {
-        Box::pin(async move { Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect()) })
-    })
-}
-
 /// Every address of a host is refused.
 #[derive(Debug)]
 pub(super) struct NotAllowed {

@@ -17,6 +17,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::{
     Failure, Phase, Reference, ReferenceKind, consent,
     hosts::Server,
+    memory::SMALL,
     token_request::{Issued, TokenLimits, TokenRequest},
 };
 use crate::{
@@ -39,7 +40,12 @@ pub(super) struct Sources {
     /// The server that is asked, and the proxy, if there is one.
     goes_to: [Option<Server>; 2],
     read: BTreeMap<Reference, Opened>,
+    /// Bytes of what was read.
+    size: usize,
 }
+
+/// Most bytes of the Secrets and ConfigMaps that one spec refers to.
+const MAX_READ: usize = 2 << 20;
 
 /// An object that may be used.
 pub(super) struct Opened {
@@ -58,7 +64,7 @@ impl Sources {
         phase: Phase,
         goes_to: [Option<Server>; 2],
     ) -> Self {
-        Self { client, namespace, require_label, tokens, phase, goes_to, read: BTreeMap::new() }
+        Self { client, namespace, require_label, tokens, phase, goes_to, read: BTreeMap::new(), size: 0 }
     }
 
     /// Whether only what its owner opened may be used.
@@ -120,7 +126,17 @@ impl Sources {
                         open_service_account(account, &self.namespace, name, self.require_label)?
                     }
                 };
-                Ok(entry.insert(opened))
+                let opened = entry.insert(opened);
+                self.size += opened.size();
+                if self.size > MAX_READ {
+                    let message =
+                        format!("{} and what else is read are larger than {MAX_READ} bytes together", opened.title);
+                    return Err(Failure::new(Reason::InvalidSpec, message));
+                }
+                if self.size > SMALL {
+                    self.phase.need_memory(&opened.title).await;
+                }
+                Ok(opened)
             }
         }
     }
@@ -237,6 +253,10 @@ impl Opened {
             self.title
         );
         Err(Failure::new(Reason::SourceNotAllowed, message))
+    }
+
+    fn size(&self) -> usize {
+        self.data.iter().map(|(key, value)| key.len() + value.expose_secret().len()).sum()
     }
 
     /// The value of a key.

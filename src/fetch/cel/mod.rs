@@ -89,7 +89,7 @@ pub(super) fn check(namespace: &str, place: Place, expressions: &[(String, &str)
 /// Expressions that are compiled or evaluated at the same time. They take CPU time and memory, so there are no more than
 /// CPUs, and of one namespace fewer than that.
 static COMPUTING: LazyLock<FairSemaphore> = LazyLock::new(|| {
-    let all = thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 8));
+    let all = thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 4));
     FairSemaphore::new(all, all.div_ceil(2))
 });
 

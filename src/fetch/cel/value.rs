@@ -1,15 +1,20 @@
 //! Values of expressions: made from text and JSON, read as text and JSON, and wiped.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, HashMap},
-    mem,
+    fmt, mem,
     sync::Arc,
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 pub(in crate::fetch) use kube::core::cel::cel::Value;
 use kube::core::cel::cel::objects::{Key, Map};
-use serde::ser::{Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
+use serde::{
+    Deserializer,
+    de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
+    ser::{Serialize, SerializeMap as _, SerializeSeq as _, Serializer},
+};
 use zeroize::Zeroize as _;
 
 use crate::fetch::json::{problem, without_bom};
@@ -94,31 +99,91 @@ pub(in crate::fetch) enum NoJson {
 /// The value that a JSON text has.
 pub(in crate::fetch) fn json(text: &[u8]) -> Result<Value, NoJson> {
     let text = without_bom(text);
-    let json = serde_json::from_slice(text).map_err(|error| NoJson::Invalid(problem(text, &error)))?;
-    let mut left = MAX_VALUES;
-    from_json(json, &mut left).ok_or(NoJson::TooLarge)
+    let left = Cell::new(Some(MAX_VALUES));
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let read = Counted(&left).deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
+    read.map_err(|error| match left.get() {
+        Some(_) => NoJson::Invalid(problem(text, &error)),
+        None => NoJson::TooLarge,
+    })
 }
 
-/// Strings are moved, not copied.
-fn from_json(json: serde_json::Value, left: &mut usize) -> Option<Value> {
-    *left = left.checked_sub(1)?;
-    Some(match json {
-        serde_json::Value::Null => Value::Null,
-        serde_json::Value::Bool(bool) => Value::Bool(bool),
-        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
-            (Some(number), _) => Value::Int(number),
-            (None, Some(number)) => Value::UInt(number),
-            (None, None) => Value::Float(number.as_f64()?),
-        },
-        serde_json::Value::String(text) => Value::String(Arc::new(text)),
-        serde_json::Value::Array(list) => {
-            Value::List(Arc::new(list.into_iter().map(|item| from_json(item, left)).collect::<Option<_>>()?))
+/// Makes a value of JSON, and counts while it reads: a value takes many times the bytes of its text. `None` once there
+/// are too many. Strings are moved, not copied, where the parser has made them.
+#[derive(Clone, Copy)]
+struct Counted<'a>(&'a Cell<Option<usize>>);
+
+impl Counted<'_> {
+    fn count<E: de::Error>(self) -> Result<(), E> {
+        self.0.set(self.0.get().and_then(|left| left.checked_sub(1)));
+        self.0.get().map(drop).ok_or_else(|| E::custom("too many values"))
+    }
+
+    fn one<E: de::Error>(self, value: Value) -> Result<Value, E> {
+        self.count().map(|()| value)
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Counted<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Counted<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        self.one(Value::Null)
+    }
+
+    fn visit_bool<E: de::Error>(self, bool: bool) -> Result<Value, E> {
+        self.one(Value::Bool(bool))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Value, E> {
+        self.one(Value::Int(number))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Value, E> {
+        self.one(i64::try_from(number).map_or(Value::UInt(number), Value::Int))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Value, E> {
+        self.one(Value::Float(number))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
+        self.one(self::text(text))
+    }
+
+    fn visit_string<E: de::Error>(self, text: String) -> Result<Value, E> {
+        self.one(Value::String(Arc::new(text)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        self.count()?;
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element_seed(self)? {
+            list.push(item);
         }
-        serde_json::Value::Object(members) => {
-            let members = members.into_iter().map(|(name, json)| Some((key(&name), from_json(json, left)?)));
-            Value::Map(Map { map: Arc::new(members.collect::<Option<_>>()?) })
+        Ok(Value::List(Arc::new(list)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        self.count()?;
+        let mut map = HashMap::new();
+        while let Some(name) = members.next_key::<String>()? {
+            map.insert(Key::String(Arc::new(name)), members.next_value_seed(self)?);
         }
-    })
+        Ok(Value::Map(Map { map: Arc::new(map) }))
+    }
 }
 
 /// The members of a map that JSON made, by name.
@@ -177,5 +242,36 @@ fn key_size(key: &Key) -> usize {
     match key {
         Key::String(text) => text.len(),
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn values_are_counted_while_they_are_read() {
+        let objects = |number: usize| format!("[{}0]", "{\"\":0},".repeat(number));
+        assert!(json(objects(MAX_VALUES / 2 - 1).as_bytes()).is_ok());
+        assert!(matches!(json(objects(MAX_VALUES / 2).as_bytes()), Err(NoJson::TooLarge)));
+        // It is not even read to its end.
+        let cut_off = format!("[{}", "0,".repeat(MAX_VALUES));
+        assert!(matches!(json(cut_off.as_bytes()), Err(NoJson::TooLarge)));
+        assert!(matches!(json(b"[0"), Err(NoJson::Invalid(_))));
+        assert!(matches!(json(b"0 0"), Err(NoJson::Invalid(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn json_is_read_as_it_is_written(number: i64, natural: u64, float in -1e9_f64..1e9, text: String, flag: bool) {
+            let written = serde_json::json!({
+                "a": [number, natural, float, text, flag, null], "b": {"c": {}, "d": []}, text.clone(): 1,
+            });
+            let value = json(written.to_string().as_bytes()).expect("JSON");
+            let again: serde_json::Value = serde_json::from_str(&json_text(&value).expect("JSON")).expect("JSON");
+            prop_assert_eq!(again, written);
+        }
     }
 }

@@ -167,3 +167,18 @@ async fn a_secret_is_used_only_for_the_hosts_that_its_owner_lists() {
     let fetched = world.fetch(&cache(&url("id.example.com"), json!({ "proxy": proxy }))).await;
     assert_failed(fetched, Reason::SourceNotAllowed, &["Secret b/login", &format!("127.0.0.1:{port}")]);
 }
+
+#[tokio::test]
+async fn names_are_looked_up_for_the_namespace_that_asks() {
+    let server = Server::start(token).await;
+    let (asked, seen) = (Arc::new(Mutex::new(Vec::new())), names(&[("id.example.com", &[&["127.0.0.1"]])]));
+    let kept = asked.clone();
+    let lookup: Lookup = Arc::new(move |name| {
+        kept.lock().unwrap().push(crate::fetch::lookup::namespace().to_string());
+        seen(name)
+    });
+    let world = World { lookup, ..World::new() };
+    let url = format!("http://id.example.com:{}/", server.address.port());
+    assert_token(world.fetch(&cache(&url, json!({}))).await);
+    assert_eq!(*asked.lock().unwrap(), ["b"]);
+}

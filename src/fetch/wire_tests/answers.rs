@@ -299,3 +299,33 @@ fn a_spec_tells_where_it_goes_and_what_it_reads() {
     assert_eq!(destination(&spec).as_deref(), Some("[fd00::1]:3128"));
     assert_eq!(references(&spec), [secret("cert"), secret("client"), secret("p"), ca]);
 }
+
+#[tokio::test]
+async fn a_large_response_is_charged_until_the_value_is_dropped() {
+    let pad = "x".repeat(70_000);
+    let large =
+        move |_: &Seen| answer(200, json!({"access_token": "t0ken", "expires_in": 3600, "pad": pad}).to_string());
+    let server = Server::start(large).await;
+    // Others are beside them, so there are as many at least.
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(World::new().fetch(&cache(&server.url(), json!({}))).await.expect("a token"));
+        assert!(crate::fetch::large_fetches().0 >= held.len());
+    }
+    // These are all that one namespace can have.
+    let third = World::new();
+    let third_cache = cache(&server.url(), json!({}));
+    let third = third.fetch(&third_cache);
+    tokio::pin!(third);
+    let waits = async {
+        while crate::fetch::large_fetches().1 == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = &mut third => panic!("there is no memory for it"),
+        () = waits => {}
+    }
+    held.clear();
+    assert_token(third.await);
+}
