@@ -3,7 +3,7 @@
 mod target_keys;
 mod writers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -199,6 +199,12 @@ fn missing_label(cache: &TokenCache, metadata: &ObjectMeta) -> Option<String> {
     let label = target.labels.iter().find(|(key, value)| !is(&metadata.labels, key, value));
     let annotation = target.annotations.iter().find(|(key, value)| !is(&metadata.annotations, key, value));
     label.map(|(key, _)| format!("the label {key}")).or(annotation.map(|(key, _)| format!("the annotation {key}")))
+}
+
+/// The keys of a Secret's labels and annotations that come from `target`, as it records them.
+#[must_use]
+pub fn target_keys(metadata: &ObjectMeta) -> BTreeSet<String> {
+    target_keys::all(metadata)
 }
 
 /// Whether which of a Secret's labels and annotations come from an earlier `target` is known only with its

@@ -17,8 +17,8 @@ mod validate;
 pub use duration::{Duration, InvalidDuration};
 pub use expires_at::ExpiresAt;
 pub use spec::{
-    Expiry, Fetch, Refresh, RefreshPolicy, RetentionPolicy, Retry, RolloutRestart, RolloutRestartTarget, Source,
-    Target, TokenCache, TokenCacheSpec, WorkloadKind,
+    Expiry, Fetch, MAX_SPEC, Refresh, RefreshPolicy, RetentionPolicy, Retry, RolloutRestart, RolloutRestartTarget,
+    Source, Target, TokenCache, TokenCacheSpec, WorkloadKind,
 };
 #[cfg(feature = "controller")]
 pub(crate) use status::MAX_NAME;

@@ -293,6 +293,9 @@ impl Retry {
     }
 }
 
+/// Most bytes that a spec may have as JSON, as it is stored. The controller keeps the specs of all objects.
+pub const MAX_SPEC: usize = 128 * 1024;
+
 /// The Secret that holds the value.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::packed::Packed;
 use crate::{
-    api::{TokenCache, names::ANNOTATION_REFRESH_REQUESTED},
+    api::{MAX_SPEC, TokenCache, names::ANNOTATION_REFRESH_REQUESTED},
     metrics::Standing,
     slim,
 };
@@ -23,7 +23,15 @@ pub(crate) struct Sent {
     metadata: ObjectMeta,
     text: String,
     spec: u64,
+    /// How many bytes its spec has, where those are too many to keep.
+    too_large: Option<usize>,
 }
+
+/// Most bytes of a status that is kept. What this program writes has a few KiB.
+const MAX_STATUS: usize = 64 * 1024;
+
+/// Most bytes of a request by annotation.
+const MAX_REQUEST: usize = 1024;
 
 /// What is kept of it.
 #[derive(Serialize, Deserialize)]
@@ -44,11 +52,21 @@ impl<'de> Deserialize<'de> for Sent {
             annotations.retain(|key, _| key == ANNOTATION_REFRESH_REQUESTED);
         }
         parts.metadata.annotations.take_if(|annotations| annotations.is_empty());
+        // What somebody else wrote there, nobody asks for.
+        parts.metadata.labels = None;
+        parts.metadata.annotations.take_if(|annotations| annotations.values().any(|value| value.len() > MAX_REQUEST));
+        let spec = parts.spec.map(RawValue::get);
+        let too_large = spec.map(str::len).filter(|size| *size > MAX_SPEC);
+        if too_large.is_some() {
+            parts.spec = None;
+        }
+        // All that is decided by it can be found out again.
+        parts.status.take_if(|status| status.get().len() > MAX_STATUS);
         parts.metadata.creation_timestamp = None;
         let text = serde_json::to_string(&parts).map_err(D::Error::custom)?;
-        let mut spec = DefaultHasher::new();
-        parts.spec.map(RawValue::get).hash(&mut spec);
-        Ok(Self { metadata: parts.metadata, text, spec: spec.finish() })
+        let mut hash = DefaultHasher::new();
+        spec.hash(&mut hash);
+        Ok(Self { metadata: parts.metadata, text, spec: hash.finish(), too_large })
     }
 }
 
@@ -66,6 +84,7 @@ pub(crate) struct Kept {
     pub(super) runs: i64,
     /// A hash of the spec.
     pub(super) spec: u64,
+    too_large: Option<usize>,
 }
 
 /// What kube's controller is for can be sent.
@@ -78,13 +97,23 @@ impl From<Sent> for Kept {
 impl Kept {
     /// Takes what was sent; with it comes what was read of it.
     pub(crate) fn of(sent: Sent) -> (Self, Result<TokenCache, String>) {
-        let read = read(&sent.text);
+        let read = read(&sent.text, sent.too_large);
         let metadata =
             ObjectMeta { namespace: sent.metadata.namespace, name: sent.metadata.name, ..ObjectMeta::default() };
         let known = read.as_ref().ok();
         let runs = known.map_or(0, TokenCache::runs);
         let standing = known.map(Standing::of);
-        (Self { metadata, text: Packed::new(&sent.text), standing, runs, spec: sent.spec }, read)
+        (
+            Self {
+                metadata,
+                text: Packed::new(&sent.text),
+                standing,
+                runs,
+                spec: sent.spec,
+                too_large: sent.too_large,
+            },
+            read,
+        )
     }
 
     /// The TokenCache, or why it cannot be read.
@@ -92,7 +121,7 @@ impl Kept {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn read(&self) -> Result<TokenCache, String> {
-        read(&self.text.text())
+        read(&self.text.text(), self.too_large)
     }
 
     /// All metadata of one that cannot be read.
@@ -102,11 +131,15 @@ impl Kept {
     }
 }
 
-fn read(text: &str) -> Result<TokenCache, String> {
+fn read(text: &str, too_large: Option<usize>) -> Result<TokenCache, String> {
+    if let Some(size) = too_large {
+        return Err(format!("spec: has {size} bytes, more than the {MAX_SPEC} that are allowed"));
+    }
     serde_json::from_str(text).map_err(|error| {
         let text = error.to_string();
         // Where in the line it is says nothing to who sees no line.
-        text.rsplit_once(" at line ").map_or(text.as_str(), |(error, _)| error).to_owned()
+        let words = text.rsplit_once(" at line ").map_or(text.as_str(), |(error, _)| error);
+        format!("this controller cannot read the object: {words}; is its definition up to date?")
     })
 }
 
@@ -147,9 +180,25 @@ mod tests {
         let sent: Sent = serde_json::from_str(&sent(json!({"fetch": 1})).to_string()).unwrap();
         let (kept, read) = Kept::of(sent);
         let complaint = read.unwrap_err();
-        assert!(complaint.contains("invalid type: integer `1`") && !complaint.contains("line"), "{complaint}");
+        assert!(complaint.contains("invalid type: integer `1`") && !complaint.contains("line "), "{complaint}");
         assert_eq!(kept.read().unwrap_err(), complaint);
         assert_eq!(kept.all_metadata().generation, Some(2));
         assert!(serde_json::from_value::<Sent>(json!({"spec": {}})).is_err());
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_kept() {
+        let mut large =
+            sent(json!({"fetch": {"oauth2": {"tokenUrl": "https://a.example"}}, "x": "y".repeat(MAX_SPEC)}));
+        large["metadata"]["labels"] = json!({"a": "b"});
+        large["metadata"]["annotations"][ANNOTATION_REFRESH_REQUESTED] = json!("x".repeat(MAX_REQUEST + 1));
+        large["status"]["secretName"] = json!("x".repeat(MAX_STATUS));
+        let sent: Sent = serde_json::from_str(&large.to_string()).unwrap();
+        assert!(sent.text.len() < 1024, "{}", sent.text);
+        let (kept, read) = Kept::of(sent);
+        let complaint = read.unwrap_err();
+        assert!(complaint.starts_with("spec: has 13"), "{complaint}");
+        assert_eq!(kept.read().unwrap_err(), complaint);
+        assert_eq!(kept.all_metadata().generation, Some(2));
     }
 }

@@ -2,7 +2,8 @@
 //! packed text, and read when it is needed.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,11 +14,15 @@ use super::{
     packed::Packed,
     watch::{SecretMeta, key, owner_of},
 };
-use crate::notes::Key;
+use crate::{api::names::RESERVED_PREFIX, notes::Key, secret::target_keys};
 
 /// The Secrets of one watch. Cloning shares them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Secrets(Arc<Mutex<Kept>>);
+
+/// Most bytes of labels, annotations and the like that are kept of a Secret as they are: more than twice what `target` may
+/// have of them.
+const MAX_METADATA: usize = 40 * 1024;
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -41,7 +46,7 @@ impl Snapshot {
         if let Some(owner) = renamed_by(&at, secret.meta()) {
             self.renamed.entry(owner).or_default().insert(at.1.clone());
         }
-        let packed = Packed::new(&serde_json::to_string(secret.meta()).unwrap_or_default());
+        let packed = Packed::new(&serde_json::to_string(&*bounded(secret.meta())).unwrap_or_default());
         self.secrets.insert(at, packed);
     }
 
@@ -59,6 +64,35 @@ impl Snapshot {
 /// The TokenCache that controls a Secret of another name than its own.
 fn renamed_by((namespace, name): &Key, metadata: &ObjectMeta) -> Option<Key> {
     owner_of(metadata).filter(|owner| owner != name).map(|owner| (namespace.clone(), owner))
+}
+
+/// The metadata without what strangers put there, where it is large: anybody can have a Secret watched by its label. The keys
+/// under `tokencache.dev/` and those of `target`, as the Secret records them, stay as far as they fit.
+fn bounded(metadata: &ObjectMeta) -> Cow<'_, ObjectMeta> {
+    let length = |map: &Option<BTreeMap<String, String>>| -> usize {
+        map.iter().flatten().map(|(key, value)| key.len() + value.len()).sum()
+    };
+    let lists = metadata.finalizers.iter().flatten().map(String::len).sum::<usize>()
+        + metadata.owner_references.iter().flatten().map(|owner| owner.name.len() + owner.uid.len()).sum::<usize>();
+    if length(&metadata.annotations) + length(&metadata.labels) + lists <= MAX_METADATA {
+        return Cow::Borrowed(metadata);
+    }
+    let mut metadata = metadata.clone();
+    metadata.finalizers = None;
+    metadata.owner_references.iter_mut().for_each(|owners| owners.retain(|owner| owner.controller == Some(true)));
+    let of_target = target_keys(&metadata);
+    for map in [&mut metadata.annotations, &mut metadata.labels] {
+        let mut left = MAX_METADATA;
+        map.iter_mut().for_each(|map| {
+            map.retain(|key, value| {
+                let is_ours = key.starts_with(RESERVED_PREFIX) || of_target.contains(key);
+                let rest = left.checked_sub(key.len() + value.len()).filter(|_| is_ours);
+                left = rest.unwrap_or(left);
+                rest.is_some()
+            });
+        });
+    }
+    Cow::Owned(metadata)
 }
 
 fn read(packed: &Packed) -> Option<ObjectMeta> {
@@ -128,6 +162,31 @@ mod tests {
         assert_eq!((version("a").as_deref(), version("c")), (Some("1"), None));
         secrets.apply(&Event::InitDone);
         assert_eq!((version("a"), version("c").as_deref()), (None, Some("4")));
+    }
+
+    #[test]
+    fn large_metadata_of_strangers_is_not_kept() {
+        let mut large = secret("a", "1");
+        let record = serde_json::json!({"annotations": ["note"], "labels": ["team"]}).to_string();
+        let pairs = |pairs: &[(&str, &str)]| -> Option<BTreeMap<String, String>> {
+            Some(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+        };
+        let foreign = "x".repeat(MAX_METADATA);
+        let metadata = large.meta_mut();
+        metadata.annotations =
+            pairs(&[("note", "ours"), ("foreign", &foreign), ("tokencache.dev/target_keys", &record)]);
+        metadata.labels = pairs(&[("team", "blue"), ("foreign", "x"), ("tokencache.dev/managed", "true")]);
+        metadata.finalizers = Some(vec!["f".to_owned(); 1000]);
+        let kept = bounded(large.meta());
+        assert_eq!(kept.annotations, pairs(&[("note", "ours"), ("tokencache.dev/target_keys", &record)]));
+        assert_eq!(kept.labels, pairs(&[("team", "blue"), ("tokencache.dev/managed", "true")]));
+        assert_eq!((kept.resource_version.as_deref(), &kept.finalizers), (Some("1"), &None));
+        // Neither may what pretends to be ours be large.
+        let pretended: Vec<_> = (0..100).map(|n| (format!("tokencache.dev/{n}"), "x".repeat(1024))).collect();
+        large.meta_mut().annotations = Some(pretended.into_iter().collect());
+        let kept = serde_json::to_string(&*bounded(large.meta())).expect("JSON");
+        assert!(kept.len() < MAX_METADATA + 4096, "{}", kept.len());
+        assert!(matches!(bounded(secret("b", "2").meta()), Cow::Borrowed(_)));
     }
 
     #[test]

@@ -38,12 +38,11 @@ impl Context {
             }
             return Ok(None);
         }
-        let complaint = format!("this controller cannot read the object: {complaint}; is its definition up to date?");
-        if !self.runner.notes.with(key, |note| note.complain(Some(&complaint))) {
+        if !self.runner.notes.with(key, |note| note.complain(Some(complaint))) {
             return Ok(None);
         }
         tracing::warn!(namespace = key.0, name = key.1, complaint, "undecodable");
-        match self.write_complaint(key, metadata, &complaint).await {
+        match self.write_complaint(key, metadata, complaint).await {
             Err(error) if !matches!(error.code(), Some(404 | 409)) => {
                 self.runner.notes.with(key, |note| note.complain(None));
                 Err(error)

@@ -45,6 +45,9 @@ pub(super) type SecretMeta = MetadataOnly<Secret>;
 /// Looks at TokenCaches at once. None waits for a run; the most wait for nothing at all, and each takes memory.
 const LOOKS: u16 = 128;
 
+/// Objects in one page of a list. A page is in memory whole, and each object in it may have more than 1 MiB.
+const PAGE: u32 = 100;
+
 /// What the watches of one scope are started with.
 pub(super) struct Start {
     pub(super) runner: Runner,
@@ -88,7 +91,7 @@ impl Start {
     {
         let path = K::url_path(&(), self.namespace.as_deref());
         self.contacts.expect(path, config.label_selector.as_deref(), what, need == Need::Required);
-        watch_all(self.api::<K>(), config).inspect_err(log_watch(what, &self.readiness))
+        watch_all(self.api::<K>(), config.page_size(PAGE)).inspect_err(log_watch(what, &self.readiness))
     }
 
     /// Watches and tends until the stop; tells when all has been listed once.

@@ -8,10 +8,13 @@ use super::{
     references,
     tls::decode_bundle,
 };
-use crate::api::{Invalid, Source, Target, TokenCacheSpec, oauth2::Tls, object_name::is_object_name};
+use crate::api::{Invalid, MAX_SPEC, Source, Target, TokenCacheSpec, oauth2::Tls, object_name::is_object_name};
 
-/// Largest sum of annotations that the API server takes, keys and values.
-const MAX_ANNOTATIONS: usize = 256 * 1024;
+/// Most bytes of `target.annotations`, keys and values. The controller keeps the metadata of all its Secrets.
+const MAX_ANNOTATIONS: usize = 16 * 1024;
+
+/// Most bytes of a job's template, as JSON.
+const MAX_TEMPLATE: usize = 64 * 1024;
 
 /// Most bytes of expressions in one spec. Compiling takes time by their length.
 const MAX_EXPRESSIONS: usize = 32 * 1024;
@@ -23,6 +26,14 @@ const MAX_EXPRESSIONS: usize = 32 * 1024;
 /// The first finding, with the field's path.
 pub fn check(namespace: &str, spec: &TokenCacheSpec) -> Result<(), Invalid> {
     check_object_names(spec)?;
+    let size = |value: serde_json::Result<String>| value.map_or(0, |text| text.len());
+    if let Some(Source::Job(job)) = spec.fetch.source() {
+        limit("spec.fetch.job.template", size(serde_json::to_string(&job.template)), MAX_TEMPLATE)?;
+    }
+    let annotations = &spec.target.annotations;
+    let annotated = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    limit("spec.target.annotations", annotated, MAX_ANNOTATIONS)?;
+    limit("spec", size(serde_json::to_string(spec)), MAX_SPEC)?;
     let expressions = with_expressions(spec, |all| all.map(|(_, text)| text.len()).sum::<usize>());
     if expressions > MAX_EXPRESSIONS {
         let message =
@@ -108,6 +119,11 @@ pub(super) fn check_type(wanted: &str, allowed: &[String]) -> Result<(), Invalid
     Err(Invalid::new("spec.target.type", message))
 }
 
+fn limit(field: &str, size: usize, most: usize) -> Result<(), Invalid> {
+    let message = || format!("has {size} bytes, more than the {most} that are allowed");
+    if size > most { Err(Invalid::new(field, message())) } else { Ok(()) }
+}
+
 fn check_tls(field: &str, url: &str, tls: Option<&Tls>) -> Result<(), Invalid> {
     let Some(tls) = tls else { return Ok(()) };
     if let Some(bundle) = &tls.ca_bundle {
@@ -146,9 +162,6 @@ fn check_target(namespace: &str, target: &Target) -> Result<(), Invalid> {
         if let Some(why) = wrong_key(key) {
             return Err(Invalid::new(format!("spec.target.annotations[{key}]"), why));
         }
-    }
-    if target.annotations.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_ANNOTATIONS - 1024 {
-        return Err(Invalid::new("spec.target.annotations", "are larger than the 256 KiB that Kubernetes allows"));
     }
     Ok(())
 }
@@ -304,6 +317,25 @@ mod tests {
         assert_eq!(invalid.to_string(), "spec: has 34816 bytes of expressions, more than the 32768 that are allowed");
         assert!(!is_quick("ns", &with(17, 20)), "each costs time, if it is compiled or not");
         assert!(is_quick("ns", &with(16, 2048)) && !is_quick("other", &with(16, 2048)));
+    }
+
+    #[test]
+    fn a_spec_and_its_template_are_limited_in_size() {
+        let sized = |fetch: Value| serde_json::from_value::<TokenCacheSpec>(json!({ "fetch": fetch })).unwrap();
+        let job = |length: usize| {
+            let container = json!({"name": "a", "image": "b", "args": ["x".repeat(length)]});
+            sized(json!({"job": {"template": {"spec": {"containers": [container]}}}}))
+        };
+        assert_eq!(check("ns", &job(60 * 1024)), Ok(()));
+        let invalid = check("ns", &job(65 * 1024)).unwrap_err();
+        assert_eq!(invalid.field, "spec.fetch.job.template", "{invalid}");
+        let http = |length: usize| {
+            let form = json!([{"name": "a", "value": "x".repeat(length)}]);
+            sized(json!({"http": {"url": "https://a.example", "form": form, "result": {"token": "response.body"}}}))
+        };
+        assert_eq!(check("ns", &http(120 * 1024)), Ok(()));
+        let invalid = check("ns", &http(130 * 1024)).unwrap_err();
+        assert!(invalid.field == "spec" && invalid.message.contains("more than the 131072"), "{invalid}");
     }
 
     #[test]

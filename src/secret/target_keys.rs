@@ -46,6 +46,12 @@ impl TargetKeys {
     }
 }
 
+/// The keys of all labels and annotations that come from `target`, as the Secret records them.
+pub(super) fn all(metadata: &ObjectMeta) -> BTreeSet<String> {
+    let recorded = TargetKeys::recorded(metadata).unwrap_or_default();
+    recorded.labels.into_iter().chain(recorded.annotations).collect()
+}
+
 /// The names of the fields of a map in `fieldsV1`.
 fn names(fields: &Value) -> impl Iterator<Item = String> {
     fields
