@@ -57,9 +57,7 @@ pub use self::{
     lookup::lookups,
     memory::{Held, large_fetches},
 };
-use self::{
-    hosts::Server, http_client::Clients, memory::Memory, sources::Sources, token_request::TokenLimits,
-};
+use self::{hosts::Server, http_client::Clients, memory::Memory, sources::Sources, token_request::TokenLimits};
 use crate::{
     api::{
         ExpiresAt, Refresh, Source, TokenCache, TokenCacheSpec,

@@ -6,6 +6,7 @@
 #![allow(clippy::large_futures, reason = "a test makes each of its futures once")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a test prints is shown where it fails")]
 #![allow(dead_code, unused_imports, reason = "the support can do more than these tests ask of it")]
+#![recursion_limit = "256"]
 
 #[path = "../support/mod.rs"]
 mod support;
