@@ -22,6 +22,8 @@ pub struct Page {
     pub held: Vec<(f64, Held)>,
     /// Since when the Lease was held by whom.
     pub holders: Vec<(f64, Option<String>)>,
+    /// Since when the state of its job was what.
+    pub states: Vec<(f64, u64)>,
 }
 
 /// All pages.
@@ -42,6 +44,13 @@ impl Page {
         }
     }
 
+    /// The state of its job was seen.
+    pub fn saw_state(&mut self, at: f64, state: u64) {
+        if self.states.last().is_none_or(|(_, last)| *last != state) {
+            self.states.push((at, state));
+        }
+    }
+
     /// When the Secret held a value that had expired, until `end`.
     pub fn expired(&self, end: f64) -> Vec<Span> {
         let ends = self.held.iter().skip(1).map(|(at, _)| *at).chain([end]);
@@ -52,7 +61,7 @@ impl Page {
         spans.filter(|span| span.length() > 0.0).collect()
     }
 
-    /// When a value was followed by an older one, and their numbers.
+    /// When a value or a state was followed by an older one, and their numbers.
     pub fn older(&self) -> Vec<(f64, usize, usize)> {
         let mut newest = 0;
         let mut older = Vec::new();
@@ -64,6 +73,10 @@ impl Page {
                 newest = newest.max(*number);
             }
         }
+        older.extend(self.states.windows(2).filter_map(|pair| {
+            let [(_, before), (at, after)] = *pair else { return None };
+            (after < before).then_some((at, usize::try_from(before).ok()?, usize::try_from(after).ok()?))
+        }));
         older
     }
 
@@ -85,4 +98,6 @@ fn a_value_counts_as_expired_from_its_end_until_it_is_replaced() {
     page.saw(10.0, Held::Nothing);
     assert_eq!(page.expired(20.0), [Span::new(5.0, 7.0), Span::new(9.0, 10.0)]);
     assert_eq!(page.older(), [(9.0, 2, 1)]);
+    [(1.0, 4), (2.0, 5), (3.0, 4)].into_iter().for_each(|(at, state)| page.saw_state(at, state));
+    assert_eq!(page.older(), [(9.0, 2, 1), (3.0, 5, 4)]);
 }

@@ -5,8 +5,9 @@ use std::fmt;
 use super::{
     book::{Book, Held, Page},
     excuse::{Excuses, is_of},
+    rhythm::rhythm,
     weather::{Scope, Weather},
-    world::{LEASE, LIFETIME, RENEW_BEFORE, World},
+    world::{LEASE, World},
 };
 use crate::support::spans::Span;
 
@@ -42,15 +43,16 @@ pub struct Counts {
     pub not_ready: Vec<String>,
     /// Leases that were held too long, that are held though nobody is there, or that belong to nobody.
     pub leases: Vec<String>,
-    /// What is wrong with the objects of further kinds (see `kinds.rs`).
+    /// What is wrong with the objects of further kinds (see `kinds.rs` and `jobs.rs`).
     pub kinds: Vec<String>,
+    /// The invariants that did not hold (see `exempt.rs`).
+    pub invariants: Vec<String>,
 }
 
 impl Counts {
     /// From the book, at the end of the run.
-    pub fn of(world: &World, book: &Book, end: f64) -> Self {
+    pub fn of(world: &World, excuses: &Excuses, book: &Book, end: f64) -> Self {
         let mut counts = Self::default();
-        let excuses = Excuses::new(&world.weather, &world.identities());
         counts.busy = world.weather.spans(|scope| *scope == Scope::Machine).iter().map(|span| span.length()).sum();
         for (name, page) in book {
             counts.requests += world.server.requests(name);
@@ -122,7 +124,7 @@ impl Counts {
         };
         let touched = weather.spans(|scope| matches!(scope, Scope::Touched(who) | Scope::Gone(who) if who == name));
         // Expiries are whole seconds, and so is the time that a controller with a wrong clock goes by.
-        let rest = LIFETIME.as_secs_f64() - RENEW_BEFORE.as_secs_f64() - 2.0;
+        let rest = (rhythm(name).lifetime - rhythm(name).renew_before).as_secs_f64() - 2.0;
         let mut last: Option<(usize, f64)> = None;
         for (number, at) in issued.into_iter().enumerate().map(|(index, at)| (index + 1, at)) {
             if let Some((before, then)) = last
@@ -159,6 +161,7 @@ impl fmt::Display for Counts {
         row("objects not Ready 30 s after peace", self.not_ready.len().to_string())?;
         row("Leases left behind", self.leases.len().to_string())?;
         row("faults of objects of further kinds", self.kinds.len().to_string())?;
+        row("violations of invariants", self.invariants.len().to_string())?;
         let said = |(name, span): &(String, Span)| format!("{name} from {:.1} to {:.1} s", span.from, span.to);
         let expired: Vec<String> = self.expired.iter().map(said).collect();
         let longest: Vec<String> = self.longest_held.iter().map(said).collect();
@@ -171,6 +174,7 @@ impl fmt::Display for Counts {
             ("not Ready", &self.not_ready),
             ("Lease", &self.leases),
             ("further kinds", &self.kinds),
+            ("invariant", &self.invariants),
         ] {
             for item in list.iter().take(15) {
                 writeln!(f, "    {what}: {item}")?;

@@ -14,10 +14,13 @@
 //!    take longer than [`CANARY`], or the threads of a controller wait for a processor for such a share of the time; and
 //!    a run more.
 //!
+//! Where a run takes longer, so do its excuses (`rhythm.rs`).
+//!
 //! Nothing else is excused: neither that controllers die as such, nor what others do to Secrets, nor watches that break.
 
 use super::{
     book::Page,
+    rhythm::rhythm,
     schedule::SLOTS,
     weather::{Scope, Weather},
     world::{RETRY, TIMEOUT},
@@ -35,7 +38,15 @@ pub const CATCH_UP: f64 = 10.0;
 
 /// What excuses more than one TokenCache.
 pub struct Excuses {
-    all: Vec<Span>,
+    /// The token server misbehaves.
+    server: Vec<Span>,
+    /// The API server or etcd is in trouble, or the machine is busy.
+    everywhere: Vec<Span>,
+    /// No controller is at work.
+    nobody: Vec<Span>,
+    /// No controller is at work that learns of anything by its watches.
+    blind: Vec<Span>,
+    /// Who could not do anything, and when.
     hampered: Vec<(String, Span)>,
 }
 
@@ -45,10 +56,18 @@ impl Excuses {
         let fetch = TIMEOUT.as_secs_f64() + RETRY.as_secs_f64() + RUN;
         let server = weather.spans(|scope| *scope == Scope::Server).into_iter().map(|span| span.and(fetch));
         let plane = weather.spans(|scope| *scope == Scope::Plane).into_iter().map(|span| span.and(CATCH_UP));
-        let away: Vec<Vec<Span>> = (0..SLOTS)
-            .map(|slot| weather.spans(|scope| matches!(scope, Scope::Slot(it) | Scope::Way(it) if *it == slot)))
-            .collect();
-        let nobody = common(&away).into_iter().map(|span| span.and(RUN));
+        let busy = weather.spans(|scope| *scope == Scope::Machine).into_iter().map(|span| span.and(RUN));
+        let away = |slot: usize, watches: bool| {
+            weather.spans(|scope| match scope {
+                Scope::Slot(it) | Scope::Way(it) => *it == slot,
+                Scope::Watches(it) => watches && *it == slot,
+                _ => false,
+            })
+        };
+        let all_away = |watches| {
+            let each: Vec<Vec<Span>> = (0..SLOTS).map(|slot| away(slot, watches)).collect();
+            common(&each).into_iter().map(|span| span.and(RUN)).collect()
+        };
         let mut hampered = Vec::new();
         for (identity, slot) in identities {
             let spans = weather.spans(|scope| match scope {
@@ -58,20 +77,31 @@ impl Excuses {
             });
             hampered.extend(spans.into_iter().map(|span| (identity.clone(), span)));
         }
-        let busy = weather.spans(|scope| *scope == Scope::Machine).into_iter().map(|span| span.and(RUN));
-        Self { all: server.chain(plane).chain(nobody).chain(busy).collect(), hampered }
+        let (server, everywhere) = (server.collect(), plane.chain(busy).collect());
+        Self { server, everywhere, nobody: all_away(false), blind: all_away(true), hampered }
+    }
+
+    /// When nobody reports what happens.
+    pub fn nobody_reports(&self) -> Vec<Span> {
+        [self.everywhere.as_slice(), &self.blind].concat()
+    }
+
+    /// When the Lease of a TokenCache was held by somebody who could not finish what it had begun, and a run more.
+    pub fn interrupted(&self, page: &Page, end: f64) -> Vec<Span> {
+        self.hampered_holds(page, end).into_iter().map(|span| span.and(RUN)).collect()
     }
 
     /// What excuses this TokenCache.
     pub fn of(&self, name: &str, page: &Page, weather: &Weather, end: f64) -> Vec<Span> {
-        let mut excuses = self.all.clone();
+        let mut excuses = [self.server.as_slice(), &self.everywhere, &self.nobody].concat();
         let gone = weather.spans(|scope| matches!(scope, Scope::Gone(who) if who == name));
         excuses.extend(gone.into_iter().map(|span| {
             let changed = page.held.iter().map(|(at, _)| *at).find(|at| *at > span.from).unwrap_or(end);
             Span::new(span.from, span.to.max(changed)).and(RUN)
         }));
-        excuses.extend(self.hampered_holds(page, end).into_iter().map(|span| span.and(RUN)));
-        excuses
+        excuses.extend(self.interrupted(page, end));
+        let more = rhythm(name).more;
+        excuses.into_iter().map(|span| span.and(more)).collect()
     }
 
     /// When its Lease was held by somebody who could not do anything with it, from when that was so.

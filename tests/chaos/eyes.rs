@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use super::{
     book::{Book, Held, Page},
+    jobs,
     world::World,
 };
 use crate::support::{SecretView as _, in_background, namespace::Object};
@@ -34,6 +35,12 @@ impl Eyes {
         let eyes = Self::default();
         let (book, of) = (eyes.clone(), world.clone());
         let secrets = move |name: &str, secret: Option<&Secret>| {
+            if let Some(name) = name.strip_prefix("tokencache-").and_then(|name| name.strip_suffix("-state")) {
+                let state = secret.and_then(jobs::state);
+                return state
+                    .into_iter()
+                    .for_each(|state| book.with(name, |page| page.saw_state(of.weather.now(), state)));
+            }
             let held = secret.map_or(Held::Nothing, |secret| held(&of, name, secret));
             book.with(name, |page| page.saw(of.weather.now(), held));
         };

@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     plane,
-    population::name,
+    rhythm::rhythm,
     schedule::{Fault, Illness, Storm},
     weather::Scope,
-    world::{LIFETIME, World},
+    world::World,
 };
 use crate::support::{
     Trouble, When,
@@ -15,13 +15,13 @@ use crate::support::{
 };
 
 /// Lets a fault happen, and waits for its end.
-pub async fn happen(world: &Arc<World>, fault: Fault, caches: usize) {
+pub async fn happen(world: &Arc<World>, fault: Fault) {
     match fault {
         Fault::Kill { slot, down } => world.kill(slot, down).await,
         Fault::Freeze { slot, length } => world.freeze(slot, length).await,
         Fault::Terminate { slot } => world.terminate(slot).await,
         Fault::Clock { slot, off } => world.misset(slot, off).await,
-        Fault::Server { illness, length } => sicken(world, illness, length, caches).await,
+        Fault::Server { illness, length } => sicken(world, illness, length).await,
         Fault::Restart { part, down } => without_plane(world, plane::restart(part, down)).await,
         Fault::FreezePlane { part, length } => without_plane(world, plane::freeze(part, length)).await,
         Fault::Storm { slots, storm, length } => {
@@ -35,9 +35,11 @@ pub async fn happen(world: &Arc<World>, fault: Fault, caches: usize) {
         Fault::SilentWatches { slot, length } => {
             // Those that begin meanwhile are not silent.
             let watches = When::any().watches();
+            let silent = world.weather.begin(Scope::Watches(slot));
             world.ways[slot].freeze(&watches);
             tokio::time::sleep(length).await;
             world.ways[slot].thaw(&watches);
+            silent.end();
         }
     }
 }
@@ -64,26 +66,28 @@ fn trouble(storm: Storm) -> Trouble {
 }
 
 /// How the token server answers when it is well: not at once, so that faults fall into the midst of requests.
-pub fn well() -> Behaviour {
-    slow(Duration::from_millis(300))
+pub fn well(cache: &str) -> Behaviour {
+    slow(Duration::from_millis(300), cache)
 }
 
-fn slow(delay: Duration) -> Behaviour {
-    Behaviour::After(delay, Box::new(Behaviour::Issue(Expiry::In(LIFETIME.as_secs()))))
+fn slow(delay: Duration, cache: &str) -> Behaviour {
+    Behaviour::After(delay, Box::new(Behaviour::Issue(Expiry::In(rhythm(cache).lifetime.as_secs()))))
 }
 
-async fn sicken(world: &World, illness: Illness, length: Duration, caches: usize) {
+async fn sicken(world: &World, illness: Illness, length: Duration) {
     let ill = world.weather.begin(Scope::Server);
-    let set = |behaviour: Behaviour| (0..caches).for_each(|index| world.server.set(&name(index), behaviour.clone()));
+    let set = |behaviour: &dyn Fn(&str) -> Behaviour| {
+        world.names.iter().for_each(|name| world.server.set(name, behaviour(name)));
+    };
     match illness {
-        Illness::Slow(delay) => set(slow(delay)),
-        Illness::Failing(status) => set(Behaviour::Status(status, Vec::new(), String::new())),
-        Illness::Closing => set(Behaviour::Close),
-        Illness::Hanging => set(Behaviour::Hang),
+        Illness::Slow(delay) => set(&|name| slow(delay, name)),
+        Illness::Failing(status) => set(&|_| Behaviour::Status(status, Vec::new(), String::new())),
+        Illness::Closing => set(&|_| Behaviour::Close),
+        Illness::Hanging => set(&|_| Behaviour::Hang),
         Illness::Gone => world.door.set_open(false),
     }
     tokio::time::sleep(length).await;
-    set(well());
+    set(&well);
     world.door.set_open(true);
     ill.end();
 }

@@ -17,11 +17,15 @@ use tokencache::api::{
 use tokio::time::{sleep, timeout};
 
 use super::{
+    rhythm::rhythm,
     schedule::Touch,
     weather::Scope,
-    world::{RENEW_BEFORE, RETRY, TIMEOUT, World},
+    world::{RETRY, TIMEOUT, World},
 };
-use crate::support::{manifests::token_cache, poll};
+use crate::support::{
+    manifests::{merge, token_cache},
+    poll,
+};
 
 /// For how long a change waits for the API server, which may be away. One that it does not answer may have been made.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -31,20 +35,22 @@ pub fn name(index: usize) -> String {
     format!("t{index}")
 }
 
-fn manifest(world: &World, name: &str) -> Value {
+/// A TokenCache; `change` is merged over its spec.
+pub fn manifest(world: &World, name: &str, change: Value) -> Value {
     let text = |duration: Duration| format!("{}s", duration.as_secs());
-    let settings = json!({
+    let mut settings = json!({
         "fetch": {"timeout": text(TIMEOUT), "oauth2": {"tokenUrl": world.url(name)}},
-        "refresh": {"renewBefore": text(RENEW_BEFORE)},
+        "refresh": {"renewBefore": text(rhythm(name).renew_before)},
         "retry": {"initialInterval": "500ms", "maxInterval": text(RETRY)},
     });
+    merge(&mut settings, change);
     token_cache(name, &world.server, settings)
 }
 
 /// Creates a TokenCache, however often it takes: the API server may be away.
 pub async fn create(world: &World, name: &str) {
     insist(|| async {
-        let created = match world.ns.try_create::<TokenCache>(manifest(world, name)).await {
+        let created = match world.ns.try_create::<TokenCache>(manifest(world, name, json!({}))).await {
             Err(kube::Error::Api(status)) => status.is_already_exists(),
             created => created.is_ok(),
         };
@@ -54,7 +60,7 @@ pub async fn create(world: &World, name: &str) {
 }
 
 /// Asks again and again until it is done, and for no answer longer than two seconds.
-async fn insist<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> T {
+pub async fn insist<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> T {
     poll(|| timeout(Duration::from_secs(2), ask()).map(|asked| asked.ok().flatten())).await
 }
 

@@ -18,14 +18,17 @@ use super::{
     book::{Book, Held},
     canary,
     count::Counts,
+    excuse::Excuses,
+    exempt::exemptions,
     eyes::Eyes,
-    faults::{happen, well},
+    faults::happen,
+    jobs,
     kinds::{self, Kinds},
     population::{create, name, touch},
     schedule::{Planned, faults, touches},
     world::{LEASE, World},
 };
-use crate::support::{CacheView as _, run};
+use crate::support::{CacheView as _, Invariant, invariants, recorded, spans::Span};
 
 /// After this, all is well again.
 const PEACE: Duration = Duration::from_secs(30);
@@ -44,32 +47,37 @@ pub fn setting<T: FromStr<Err: Debug>>(name: &str, default: T) -> T {
 
 #[test]
 fn tokens_stay_fresh_whatever_happens() {
-    run(async {
+    recorded(async {
         let seed: u64 = setting("TOKENCACHE_CHAOS_SEED", rand::random());
         let seconds: f64 = setting("TOKENCACHE_CHAOS_SECONDS", 120.0);
         let caches: usize = setting("TOKENCACHE_CHAOS_CACHES", 40);
         println!("TOKENCACHE_CHAOS_SEED={seed} TOKENCACHE_CHAOS_SECONDS={seconds} TOKENCACHE_CHAOS_CACHES={caches}");
-        let world = World::new(seed).await;
+        let names: Vec<String> = (0..caches).map(name).chain(kinds::names(caches)).collect();
+        let world = World::new(seed, names).await;
         let eyes = Eyes::open(&world);
         canary::sing(&world).await;
-        stream::iter(0..caches).for_each_concurrent(16, |index| create_one(&world, index)).await;
-        Box::pin(world.ns.await_all_ready(&(0..caches).map(name).collect::<Vec<_>>())).await;
+        let plain = &world.names[..caches];
+        stream::iter(plain).for_each_concurrent(16, |name| create(&world, name)).await;
+        Box::pin(world.ns.await_all_ready(plain)).await;
         println!("{:7.1} s: {caches} TokenCaches are Ready", world.weather.now());
 
-        let others = Kinds::begin(&world).await;
+        let mut others = Kinds::begin(&world, caches).await;
         // The time to be at peace is part of the run.
         wreak(&world, seed, seconds - PEACE.as_secs_f64(), caches).await;
         println!("{:7.1} s: peace", world.weather.now());
         others.end().await;
         sleep(PEACE).await;
-        let not_ready = still_not_ready(&world, &eyes, caches).await;
+        let not_ready = still_not_ready(&world, &eyes).await;
         let end = world.weather.now();
         let mut book = eyes.book();
-        book.retain(|name, _| name.starts_with('t'));
-        let mut counts = Counts::of(&world, &book, end);
+        let excuses = Excuses::new(&world.weather, &world.identities());
+        let exempt = exemptions(&world, &book, &excuses, end);
+        book.retain(|name, _| is_kept_fresh(name));
+        let mut counts = Counts::of(&world, &excuses, &book, end);
         counts.not_ready = not_ready;
-        counts.kinds = kinds::judge(&world).await;
+        counts.kinds = others.judge(&world).await;
         counts.leases = held_too_long(&book, end);
+        counts.invariants = violations(&world, exempt);
         world.end().await;
         counts.leases.extend(left_behind(&world).await);
         println!("{:7.1} s: counted\n{counts}", world.weather.now());
@@ -77,9 +85,24 @@ fn tokens_stay_fresh_whatever_happens() {
     });
 }
 
-async fn create_one(world: &Arc<World>, index: usize) {
-    world.server.set(&name(index), well());
-    create(world, &name(index)).await;
+/// Whether the Secret of this name has to hold a valid value all the time.
+fn is_kept_fresh(name: &str) -> bool {
+    name.starts_with('t') || jobs::is_job(name)
+}
+
+/// The invariants that did not hold, and are not excused.
+fn violations(world: &World, exempt: Vec<(Invariant, String, Span)>) -> Vec<String> {
+    let recorder = world.ns.recorder().expect("a run is recorded");
+    recorder.finish();
+    let mut timeline = recorder.timeline();
+    timeline.exemptions.extend(exempt);
+    invariants::judge(&timeline)
+        .iter()
+        .map(|violation| {
+            let at = world.weather.at_unix(violation.span.from);
+            format!("from {at:.1} s: {violation}")
+        })
+        .collect()
 }
 
 /// Lets all happen that is planned, each at its time.
@@ -101,7 +124,7 @@ async fn wreak(world: &Arc<World>, seed: u64, seconds: f64, caches: usize) {
         tokio::time::sleep_until(at(when)).await;
         println!("{:7.1} s: {what:?}", world.weather.now());
         let world = world.clone();
-        happening.spawn(async move { happen(&world, what, caches).await });
+        happening.spawn(async move { happen(&world, what).await });
     }
     happening.join_all().await;
     let rest = at(seconds).saturating_duration_since(tokio::time::Instant::now());
@@ -109,23 +132,23 @@ async fn wreak(world: &Arc<World>, seed: u64, seconds: f64, caches: usize) {
 }
 
 /// What the TokenCaches say that are not Ready, and which are not there.
-async fn not_ready(world: &World, caches: usize) -> Vec<String> {
+async fn not_ready(world: &World) -> Vec<String> {
     let found: Vec<TokenCache> = world.ns.list().await;
     let there: BTreeSet<String> = found.iter().map(|cache| cache.name_any()).collect();
-    let gone = (0..caches).map(name).filter(|name| !there.contains(name)).map(|name| format!("{name} is not there"));
-    // Those of further kinds are judged by themselves.
-    let not = found.iter().filter(|cache| cache.name_any().starts_with('t') && !cache.ready().0);
+    let gone = world.names.iter().filter(|name| !there.contains(*name)).map(|name| format!("{name} is not there"));
+    // The others are judged by themselves.
+    let not = found.iter().filter(|cache| is_kept_fresh(&cache.name_any()) && !cache.ready().0);
     not.map(|cache| format!("{} says {}: {}", cache.name_any(), cache.ready().1, cache.message())).chain(gone).collect()
 }
 
 /// Those that are not Ready, or whose Secret has no valid value, and do not become so within the time that a renewal
 /// may take that is just under way.
-async fn still_not_ready(world: &World, eyes: &Eyes, caches: usize) -> Vec<String> {
+async fn still_not_ready(world: &World, eyes: &Eyes) -> Vec<String> {
     let mut missing: Option<BTreeMap<String, String>> = None;
     for _ in 0..10 {
-        let mut now = without_value(&eyes.book(), caches, world.weather.now());
+        let mut now = without_value(world, &eyes.book());
         // What the object says tells more.
-        now.append(&mut not_ready(world, caches).await);
+        now.append(&mut not_ready(world).await);
         let now: BTreeMap<String, String> =
             now.into_iter().map(|said| (said.split(' ').next().unwrap_or_default().to_owned(), said)).collect();
         let before = missing.get_or_insert_with(|| now.clone());
@@ -139,10 +162,12 @@ async fn still_not_ready(world: &World, eyes: &Eyes, caches: usize) -> Vec<Strin
 }
 
 /// The TokenCaches without a Secret that holds a valid value.
-fn without_value(book: &Book, caches: usize, now: f64) -> Vec<String> {
+fn without_value(world: &World, book: &Book) -> Vec<String> {
+    let now = world.weather.now();
     let held = |name: &String| book.get(name).and_then(|page| page.held.last()).map(|(_, held)| *held);
     let valid = |name: &String| matches!(held(name), Some(Held::Value { expires, .. }) if expires > now);
-    (0..caches).map(name).filter(|name| !valid(name)).map(|name| format!("{name} holds {:?}", held(&name))).collect()
+    let kept = world.names.iter().filter(|name| is_kept_fresh(name) && !valid(name));
+    kept.map(|name| format!("{name} holds {:?}", held(name))).collect()
 }
 
 /// The Leases that one attempt has held since long ago: a run takes as long as a fetch at most.
@@ -190,6 +215,7 @@ fn judge(counts: &Counts, world: &World, seed: u64) {
     want(counts.not_ready.is_empty(), "all Ready 30 s after peace");
     want(counts.leases.is_empty(), "no Lease left behind");
     want(counts.kinds.is_empty(), "the objects of further kinds as they should be");
+    want(counts.invariants.is_empty(), "all invariants hold");
     // One duration after somebody first looked, who looks at the latest when the value is due.
     want(counts.longest_held() < 40.0, "no dead holder keeps a Lease for long");
     if !wrong.is_empty() {

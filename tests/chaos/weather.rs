@@ -16,6 +16,8 @@ pub enum Scope {
     Plane,
     /// Between the controller of this slot and the API server.
     Way(usize),
+    /// On the watches of the controller of this slot, nothing arrives.
+    Watches(usize),
     /// In this slot no controller works: it is dead, frozen, or not ready yet.
     Slot(usize),
     /// At the machine, which others use as well: not even we get our requests answered in time.
@@ -64,6 +66,11 @@ impl Weather {
     /// The same for Unix seconds.
     pub fn at_unix(&self, seconds: f64) -> f64 {
         seconds - self.start_unix
+    }
+
+    /// The Unix seconds of so many seconds after the beginning.
+    pub fn unix(&self, seconds: f64) -> f64 {
+        seconds + self.start_unix
     }
 
     /// From now on something is wrong.

@@ -8,6 +8,7 @@ use kube::{Api, Client};
 use tokio::sync::Mutex;
 
 use super::{
+    faults::well,
     schedule::SLOTS,
     weather::{Scope, Weather},
 };
@@ -18,10 +19,6 @@ use crate::support::{
     server::{Options, TokenServer},
 };
 
-/// How long a value lives.
-pub const LIFETIME: Duration = Duration::from_secs(5);
-/// How long before its end it is renewed.
-pub const RENEW_BEFORE: Duration = Duration::from_secs(2);
 /// Limit of one fetch.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest pause after failures.
@@ -33,6 +30,8 @@ pub const LEASE: Duration = Duration::from_secs(5);
 pub struct World {
     /// The namespace.
     pub ns: Namespace,
+    /// All TokenCaches.
+    pub names: Vec<String>,
     /// What was wrong, and when.
     pub weather: Weather,
     /// The token server.
@@ -56,10 +55,12 @@ pub struct World {
 
 impl World {
     /// With all controllers at work.
-    pub async fn new(seed: u64) -> Arc<Self> {
-        let server = TokenServer::start(Options { lifetime: LIFETIME, ..Options::default() }).expect("a token server");
+    pub async fn new(seed: u64, names: Vec<String>) -> Arc<Self> {
+        let server = TokenServer::start(Options::default()).expect("a token server");
+        names.iter().for_each(|name| server.set(name, well(name)));
         let address = server.base().trim_start_matches("http://").parse().expect("an address");
         let ns = Namespace::new().await;
+        ns.recorder().expect("a run is recorded").counts_requests(server.observer());
         ns.create::<Secret>(source_secret(CREDENTIALS, &server.options().client_secret, true)).await;
         let mut ways = Vec::new();
         for slot in 0..SLOTS as u64 {
@@ -75,6 +76,7 @@ impl World {
             identities: std::sync::Mutex::default(),
             pids: std::sync::Mutex::default(),
             ns,
+            names,
             server,
             ways,
         };

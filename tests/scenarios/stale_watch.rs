@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tokencache::api::TokenCache;
 
 use crate::support::{
-    Action, CacheView as _, Controller, FlakyApi, History, Launch, Scene, When, pass, scenario,
+    Action, CacheView as _, Controller, FlakyApi, Launch, Scene, When, pass, scenario,
     server::{Behaviour, Expiry, Options},
-    within,
+    version, within,
 };
 
 /// The watches of the Secrets that tokencache writes.
@@ -58,16 +58,14 @@ async fn one_that_is_behind_does_not_report_that_the_secret_is_gone(cleared_befo
         scene.ns.await_ready("a", false, "Cleared").await;
     }
     assert_eq!(api.freeze(&managed()), 1);
-    let history = History::of(&scene.ns, "a").await;
     scene.ns.request("a", "now").await;
-    scene.ns.await_ready("a", true, "Fetched").await;
-    let seen = history.len();
+    let ready = scene.ns.await_ready("a", true, "Fetched").await;
     pass(Duration::from_secs(3)).await;
     api.thaw(&managed());
     pass(Duration::from_secs(1)).await;
-    let versions = history.versions();
-    let after: Vec<_> = versions[seen..].iter().map(|cache| cache.ready()).collect();
-    assert!(after.iter().all(|ready| *ready == (true, "Fetched")), "{after:?}");
+    let versions = scene.ns.recorder().expect("a scenario is recorded").versions("a", &version(&ready));
+    let after: Vec<_> = versions.iter().map(|cache| (cache.ready, cache.reason.as_str())).collect();
+    assert!(after.iter().all(|ready| *ready == (Some(true), "Fetched")), "{after:?}");
     assert!(after.len() < 5, "{} versions of the status", after.len());
     drop(behind);
 }
@@ -92,14 +90,13 @@ fn a_replica_whose_watch_is_behind_neither_reports_that_the_value_has_expired_no
         let first = scene.ns.await_ready("a", true, "Fetched").await;
         assert_eq!(api.freeze(&managed()), 1);
         let deletes = api.count(When::request(Method::DELETE, "/secrets/a"));
-        let history = History::of(&scene.ns, "a").await;
         scene.server.set("a", Behaviour::Default);
         scene.ns.await_cache("a", "a second value", |cache| cache.seen().runs == 2).await;
         let expiry = first.seen().expires_at.and_then(|expiry| expiry.moment()).expect("a time");
         pass((expiry - chrono::Utc::now()).to_std().unwrap_or_default() + Duration::from_secs(4)).await;
-        let versions = history.versions();
-        let ready: Vec<_> = versions.iter().map(|cache| cache.ready()).collect();
-        assert!(ready.iter().all(|ready| ready.0), "{ready:?}");
+        let versions = scene.ns.recorder().expect("a scenario is recorded").versions("a", &version(&first));
+        let ready: Vec<_> = versions.iter().map(|cache| cache.ready).collect();
+        assert!(!ready.is_empty() && ready.iter().all(|ready| *ready == Some(true)), "{ready:?}");
         assert!(deletes.hits() <= 1, "{} DELETEs", deletes.hits());
         assert!(versions.len() < 5, "{} versions", versions.len());
         drop(behind);

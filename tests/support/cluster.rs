@@ -61,9 +61,13 @@ impl Cluster {
     /// A client that tells at once what the API server refuses. Else kube's client repeats it by itself, after pauses that
     /// double up to minutes.
     pub async fn impatient(&self) -> Client {
-        let mut config = config(&self.kubeconfig).await;
-        config.default_retry = false;
-        connect(config).expect("a client")
+        static CLIENT: OnceCell<Client> = OnceCell::const_new();
+        let make = || async {
+            let mut config = config(&self.kubeconfig).await;
+            config.default_retry = false;
+            connect(config).expect("a client")
+        };
+        CLIENT.get_or_init(make).await.clone()
     }
 }
 

@@ -6,9 +6,9 @@ mod controller;
 mod door;
 mod flaky;
 pub mod github;
-mod history;
 pub mod image;
 pub mod invariants;
+pub mod kubelet;
 mod leaks;
 pub mod manifests;
 pub mod memory;
@@ -41,7 +41,6 @@ pub use controller::{
 };
 pub use door::Door;
 pub use flaky::{Action, FlakyApi, Trouble, When};
-pub use history::History;
 pub use invariants::Invariant;
 pub use leaks::assert_no_leak;
 pub use metrics::Metrics;

@@ -74,8 +74,10 @@ impl Namespace {
         let name = format!("tc-{:016x}", rand::random::<u64>());
         let mut namespace = Self { name, client, logs: Mutex::default(), account: OnceCell::new(), recorder: None };
         namespace.create_namespace().await;
+        // Goes on at once after the API server was away.
+        let watching = Cluster::get().await.impatient().await;
         let recorder = RECORDERS.try_with(|recorders| {
-            let recorder = Arc::new(Recorder::start(&namespace.client, &namespace.name));
+            let recorder = Arc::new(Recorder::start(&watching, &namespace.name));
             recorders.lock().unwrap_or_else(PoisonError::into_inner).push(recorder.clone());
             recorder
         });

@@ -18,7 +18,7 @@ pub enum Cause {
     Written,
     /// Another client changed or deleted the Secret.
     Foreign,
-    /// Another Secret was changed, which may be a source.
+    /// Another Secret was changed, whose name is in the spec.
     Source,
 }
 
@@ -31,6 +31,8 @@ pub struct Step {
     pub cache: CacheVersion,
     /// When the value expires that the Secret named by status holds, if it is the TokenCache's own.
     pub value: Option<f64>,
+    /// Whether another client has changed that value.
+    pub tampered: bool,
     /// The managed Secrets of the TokenCache, besides that for its state.
     pub secrets: Vec<String>,
 }
@@ -74,22 +76,31 @@ impl Life {
         }
     }
 
-    fn secret(&mut self, entry: &Entry, before: Option<&SecretVersion>, after: Option<&SecretVersion>) {
-        let state = format!("tokencache-{}-state", self.name);
+    /// Notes why the change of a Secret may be the reason for a run. Gives whether the Secret is, or was, the TokenCache's.
+    fn secret(
+        &mut self,
+        entry: &Entry,
+        cache: &CacheVersion,
+        before: Option<&SecretVersion>,
+        after: Option<&SecretVersion>,
+    ) -> bool {
+        if entry.name == format!("tokencache-{}-state", self.name) {
+            return false;
+        }
         let own = |secret: &SecretVersion| secret.owner.as_deref() == Some(&self.uid);
-        let named = self.steps.last().and_then(|step| step.cache.secret_name.as_deref()) == Some(&entry.name);
-        let cause = if entry.name == state {
-            return;
-        } else if after.is_some_and(|after| own(after) && before.is_none_or(|before| before.written != after.written)) {
+        let named = cache.secret_name.as_deref() == Some(&entry.name);
+        let concerns = named || [before, after].into_iter().flatten().any(own);
+        let cause = if after.is_some_and(|after| own(after) && before.is_none_or(|it| it.written != after.written)) {
             Cause::Written
         } else if named || before.is_some_and(own) {
             Cause::Foreign
-        } else if after.is_some_and(|after| after.managed) {
-            return;
-        } else {
+        } else if cache.sources.contains(&entry.name) {
             Cause::Source
+        } else {
+            return concerns;
         };
         self.causes.push((entry.at, cause));
+        concerns
     }
 
     fn step(&mut self, entry: &Entry, cache: &CacheVersion, secrets: &BTreeMap<&str, &SecretVersion>) {
@@ -102,6 +113,7 @@ impl Life {
             version: entry.version,
             cache: cache.clone(),
             value: named.and_then(|secret| secret.expires),
+            tampered: named.is_some_and(|secret| secret.tampered),
             secrets: managed.map(|(name, _)| (*name).to_owned()).collect(),
         };
         self.end(entry.at);
@@ -144,9 +156,10 @@ pub fn lives(timeline: &Timeline) -> Vec<Life> {
                     None => secrets.remove(entry.name.as_str()),
                 };
                 for (life, cache) in living.values_mut() {
-                    life.secret(entry, before, version.as_ref());
-                    let cache = *cache;
-                    life.step(entry, cache, &secrets);
+                    if life.secret(entry, cache, before, version.as_ref()) {
+                        let cache = *cache;
+                        life.step(entry, cache, &secrets);
+                    }
                 }
             }
         }

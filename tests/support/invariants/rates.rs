@@ -2,14 +2,14 @@
 //!
 //! Requests to the token server in 10 s: 4, and 2 for each cause (one is repeated where a controller could not finish it).
 //! Causes are: an edit of the spec, a request, another client's change of the Secret (at most 3 of them: after that, a
-//! brake holds), a change of a Secret that may be a source, a planned refresh that came due, a controller that began or
+//! brake holds), a change of a Secret that the spec names, a planned refresh that came due, a controller that began or
 //! ended. While runs fail or there is no valid value, as many as the shortest pause allows come on top. A `Lazy` TokenCache
 //! has none but for requests, edits, changes of the Secret, and repetitions while there is no valid value.
 
 use super::{
     Invariant, Violation,
     life::{Cause, Life},
-    timeline::Timeline,
+    timeline::{CacheVersion, Timeline},
 };
 use crate::support::spans::Span;
 
@@ -49,7 +49,23 @@ pub fn void(timeline: &Timeline) -> Vec<Violation> {
 fn reports(timeline: &Timeline, life: &Life) -> Option<Violation> {
     let kinds = [Cause::Edit, Cause::Request, Cause::Run, Cause::Written, Cause::Foreign];
     let invariant = Invariant::StatusRate;
-    busiest(timeline, life, invariant, &life.reports, |window| 10 + 4 * life.causes(around(window), &kinds))
+    let found =
+        busiest(timeline, life, invariant, &life.reports, |window| 10 + 4 * life.causes(around(window), &kinds));
+    found.map(|mut violation| {
+        violation.detail.extend([": ".to_owned(), said(life, violation.span)]);
+        violation
+    })
+}
+
+/// What status said, one version after another.
+fn said(life: &Life, span: Span) -> String {
+    let steps = life.steps.iter().filter(|step| life.reports.contains(&step.span.from) && span.has(step.span.from));
+    let said = steps.map(|step| {
+        let (at, CacheVersion { reason, runs, failures, requests, .. }) = (step.span.from - span.from, &step.cache);
+        let requested = requests.1.as_deref().unwrap_or_default();
+        format!("{at:.2} s {reason} runs {runs} failures {failures} {requested}")
+    });
+    said.collect::<Vec<_>>().join("; ")
 }
 
 fn around(window: Span) -> Span {

@@ -31,7 +31,8 @@ fn ready_without_value(step: &Step) -> Option<Span> {
 
 fn not_ready_with_value(step: &Step) -> Option<Span> {
     let to = step.span.to.min(step.value?);
-    (step.cache.ready == Some(false)).then_some(Span::new(step.span.from, to))
+    // What another client made of a value is no valid value.
+    (step.cache.ready == Some(false) && !step.tampered).then_some(Span::new(step.span.from, to))
 }
 
 fn two_secrets(step: &Step) -> Option<Span> {

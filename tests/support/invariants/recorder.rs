@@ -92,6 +92,14 @@ impl Recorder {
         Exemption(self.record.clone(), record.exemptions.len() - 1)
     }
 
+    /// The versions of a TokenCache that came after this `resourceVersion` and are known by now.
+    pub fn versions(&self, name: &str, after: &str) -> Vec<CacheVersion> {
+        let after: u64 = after.parse().expect("a resourceVersion");
+        let later = |entry: &Entry| entry.version > after && entry.name == name;
+        let entries = self.timeline().entries.into_iter().filter(later);
+        entries.filter_map(|entry| if let Change::Cache(version) = entry.change { version } else { None }).collect()
+    }
+
     /// Judges the requests to this server as well.
     pub fn counts_requests(&self, server: Observer) {
         lock(&self.record).servers.push(server);

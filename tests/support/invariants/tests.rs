@@ -41,8 +41,19 @@ impl Story {
     /// A controller writes a value into a Secret.
     fn writes(self, at: f64, name: &str, expires: f64) -> Self {
         let (owner, written) = (Some("u".to_owned()), format!("{at}"));
-        let secret = SecretVersion { owner, managed: true, expires: Some(expires), written };
+        let secret = SecretVersion { owner, managed: true, expires: Some(expires), written, ..Default::default() };
         self.add(at, name, Change::Secret(Some(secret)))
+    }
+
+    /// Another client changes a Secret.
+    fn edits(self, at: f64, name: &str, edit: impl Fn(&mut SecretVersion)) -> Self {
+        let before = self.0.entries.iter().rev().find_map(|entry| match &entry.change {
+            Change::Secret(version) if entry.name == name => version.clone(),
+            _ => None,
+        });
+        let mut version = before.unwrap_or_default();
+        edit(&mut version);
+        self.add(at, name, Change::Secret(Some(version)))
     }
 
     fn deletes(self, at: f64, name: &str) -> Self {
@@ -116,6 +127,17 @@ fn not_ready_with_a_value_is_found_also_where_it_flaps() {
 }
 
 #[test]
+fn a_value_that_another_client_changed_is_no_valid_value() {
+    let refused = |story: Story| story.ready(20.0, false).breaks();
+    assert_eq!(refused(fetched().edits(19.0, "a", |secret| secret.data = 1)), []);
+    assert_eq!(refused(fetched().edits(19.0, "a", |secret| secret.expires = Some(2000.0))), []);
+    let relabelled = fetched().edits(19.0, "a", |secret| secret.managed = true);
+    assert_eq!(refused(relabelled), [Invariant::NotReadyWithValue]);
+    let repaired = fetched().edits(15.0, "a", |secret| secret.data = 1).writes(16.0, "a", 1000.0);
+    assert_eq!(refused(repaired), [Invariant::NotReadyWithValue]);
+}
+
+#[test]
 fn a_second_secret_is_found_unless_it_is_the_state() {
     assert_eq!(fetched().writes(20.0, "b", 1000.0).breaks(), [Invariant::OneSecret]);
     assert_eq!(fetched().writes(20.0, "b", 1000.0).deletes(22.0, "b").breaks(), []);
@@ -143,6 +165,13 @@ fn requests_without_a_cause_are_found() {
     let asked = |count: usize| {
         (0..count).fold(fetched(), |story, index| story.cache(20.0, |cache| cache.requests.0 = Some(index.to_string())))
     };
+    let sources = |count: usize, name: &str| {
+        let named = fetched().cache(15.0, |cache| cache.sources = ["credentials".to_owned()].into());
+        (0..count).fold(named, |story, index| story.edits(20.0, name, |secret| secret.data = index as u64))
+    };
+    assert_eq!(sources(10, "credentials").requests(every(0.2, 20.0..22.1)).breaks(), []);
+    assert_eq!(sources(10, "others").requests(every(0.2, 20.0..22.1)).breaks(), [Invariant::TokenRequests]);
+
     assert_eq!(asked(10).requests(every(0.2, 20.0..22.1)).breaks(), []);
     assert_eq!(asked(1).requests(every(0.2, 20.0..22.1)).breaks(), [Invariant::TokenRequests]);
 }

@@ -2,13 +2,15 @@
 
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
-    hash::{Hash as _, Hasher as _},
+    hash::{Hash, Hasher as _},
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
+use serde_json::Value;
 use tokencache::api::{
     ExpiresAt, RefreshPolicy, TokenCache,
     names::{ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_REFRESH_REQUESTED, LABEL_MANAGED},
@@ -47,6 +49,8 @@ pub struct CacheVersion {
     pub lazy: bool,
     /// The shortest pause after a failure, in seconds.
     pub retry: f64,
+    /// Names in the spec of objects that may be its sources.
+    pub sources: Arc<[String]>,
     /// Hash of the whole status.
     pub status: u64,
 }
@@ -62,6 +66,10 @@ pub struct SecretVersion {
     pub expires: Option<f64>,
     /// The annotation that only the controller writes, and each time that it writes a value.
     pub written: String,
+    /// Hash of its data.
+    pub data: u64,
+    /// Whether another client has changed the data or the expiry since a controller wrote them.
+    pub tampered: bool,
 }
 
 /// What became of an object.
@@ -108,7 +116,8 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Brings the entries into order. What was received after a later change was made before that was received.
+    /// Brings the entries into order, and finds which values were tampered with. What was received after a later change
+    /// was made before that was received.
     pub fn settle(&mut self) {
         self.entries.retain(|entry| entry.at <= self.end);
         self.entries.sort_by_key(|entry| entry.version);
@@ -116,6 +125,20 @@ impl Timeline {
         for entry in self.entries.iter_mut().rev() {
             earliest = earliest.min(entry.at);
             entry.at = earliest;
+        }
+        let mut last: BTreeMap<&str, SecretVersion> = BTreeMap::new();
+        for Entry { name, change, .. } in &mut self.entries {
+            match change {
+                Change::Secret(Some(secret)) => {
+                    let before = last.get(name.as_str()).filter(|before| before.written == secret.written);
+                    secret.tampered = before.is_some_and(|before| {
+                        before.tampered || (before.data, before.expires) != (secret.data, secret.expires)
+                    });
+                    last.insert(name, secret.clone());
+                }
+                Change::Secret(None) => drop(last.remove(name.as_str())),
+                Change::Cache(_) => {}
+            }
         }
     }
 
@@ -135,8 +158,9 @@ impl CacheVersion {
     /// What is judged of a TokenCache.
     pub fn of(cache: &TokenCache) -> Self {
         let (seen, spec) = (cache.seen(), &cache.spec);
-        let mut status = DefaultHasher::new();
-        serde_json::to_string(&seen).unwrap_or_default().hash(&mut status);
+        let status = serde_json::to_string(&seen).unwrap_or_default();
+        let mut sources = Vec::new();
+        names(&serde_json::to_value(spec).unwrap_or_default(), &mut sources);
         Self {
             uid: cache.uid().unwrap_or_default(),
             generation: cache.metadata.generation.unwrap_or_default(),
@@ -150,7 +174,8 @@ impl CacheVersion {
             lazy: spec.refresh.policy == RefreshPolicy::Lazy,
             retry: spec.retry.initial().as_secs_f64(),
             secret_name: seen.secret_name,
-            status: status.finish(),
+            sources: sources.into(),
+            status: hash(&status),
         }
     }
 }
@@ -166,6 +191,30 @@ impl SecretVersion {
             managed: secret.labels().get(LABEL_MANAGED).is_some_and(|value| value == "true"),
             expires: expires.map(|at| at.moment().map_or(f64::INFINITY, |moment| moment.timestamp() as f64)),
             written: annotation(ANNOTATION_DATA_HASH),
+            data: hash(&secret.data.iter().flatten().map(|(key, bytes)| (key, &bytes.0)).collect::<Vec<_>>()),
+            tampered: false,
         }
+    }
+}
+
+fn hash(of: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Collects the names that refer to objects: the members `name` and `secretName`.
+fn names(of: &Value, found: &mut Vec<String>) {
+    match of {
+        Value::Object(members) => {
+            for (key, value) in members {
+                match value {
+                    Value::String(name) if key == "name" || key == "secretName" => found.push(name.clone()),
+                    _ => names(value, found),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| names(item, found)),
+        _ => {}
     }
 }
