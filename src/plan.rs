@@ -277,10 +277,20 @@ impl Observed<'_> {
     #[must_use]
     pub fn held_back(&self, now: DateTime<Utc>) -> Option<Why> {
         let unblocked = (self.unblocked && self.failures() > 0).then_some(Why::Unblocked);
-        let due = || self.due(now).filter(|(_, at)| *at <= now).map(|(why, _)| why);
-        let why = self.called_for(now).or(unblocked).or_else(due)?;
+        let why = self.called_for(now).or(unblocked).or_else(|| self.overdue(now))?;
         let is_braked = self.brake_until(&why, TimeDelta::zero(), now).is_some();
         (is_braked || self.paced(&why, now, now) > later(now, WORTH_TELLING)).then_some(why)
+    }
+
+    fn overdue(&self, now: DateTime<Utc>) -> Option<Why> {
+        self.due(now).filter(|(_, at)| *at <= now).map(|(why, _)| why)
+    }
+
+    /// Why another replica may hold a fetch back that this one does not hold back: each counts its own fetches, and each
+    /// finds out for itself that an object was changed.
+    pub fn held_back_elsewhere(&self, now: DateTime<Utc>) -> impl Iterator<Item = Why> {
+        let unblocked = (self.failures() > 0).then_some(Why::Unblocked);
+        self.called_for(now).or_else(|| self.overdue(now)).into_iter().chain(unblocked)
     }
 
     /// The Secret, if its value has expired and it is not to stay then.

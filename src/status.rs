@@ -80,10 +80,15 @@ pub fn at_rest(observed: &Observed<'_>, now: DateTime<Utc>) -> TokenCacheStatus 
         status.next_retry_at = None;
     }
     let mut status = derive(observed, status, now);
-    if let Some(why) = observed.held_back(now)
-        && let Some(ready) = status.conditions.iter_mut().find(|condition| condition.type_ == READY)
-    {
-        ready.message = format!("{}; {}", ready.message, held_back_note(&why));
+    if let Some(ready) = status.conditions.iter_mut().find(|condition| condition.type_ == READY) {
+        let with_note = |why: &Why| format!("{}; {}", ready.message, held_back_note(why));
+        // The note of another replica stays, or the two would overwrite each other without end.
+        let before = observed.cache.status.as_ref().and_then(ready_condition).map(|ready| ready.message.as_str());
+        let kept =
+            || observed.held_back_elsewhere(now).map(|why| with_note(&why)).find(|it| Some(it.as_str()) == before);
+        if let Some(message) = observed.held_back(now).map(|why| with_note(&why)).or_else(kept) {
+            ready.message = message;
+        }
     }
     status
 }

@@ -3,8 +3,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     api::TokenCache,
+    brake::{Brake, Cause},
     samples::{at, cache, lifetime, observed, start, stored},
-    secret::Stored,
+    secret::{Integrity, Stored},
 };
 
 fn ready_of(status: &TokenCacheStatus) -> (&str, &str, &str) {
@@ -290,4 +291,42 @@ fn a_failure_that_no_run_has_had_is_set_right() {
     let status = at_rest(&seen.clone().with_own_failure(Some(at(7.5))), start());
     assert_eq!((status.failures, status.next_retry_at), (1, Some(at(8.0))));
     assert_eq!(at_rest(&seen, start()).failures, 2);
+}
+
+#[test]
+fn replicas_that_do_not_hold_a_fetch_back_leave_the_note_of_the_one_that_does() {
+    let mut brake = Brake::default();
+    (0..10).for_each(|_| brake.count(Cause::Repair, at(0.0)));
+    let relabelled = |cache: &TokenCache| Stored {
+        integrity: Integrity::Relabelled("a".into()),
+        ..stored(cache, lifetime(0.0, 100.0))
+    };
+    for (unblocked, intact, held) in [(false, false, "another client changed"), (true, true, "an object that the spec")]
+    {
+        let mut cache = cache(json!({}), FAILED());
+        let secret = |cache: &TokenCache| if intact { stored(cache, lifetime(0.0, 100.0)) } else { relabelled(cache) };
+        let braked = |cache: &TokenCache| {
+            let seen = observed(cache, Some(secret(cache)));
+            at_rest(&Observed { brake: Some(&brake), unblocked, ..seen }, at(1.0))
+        };
+        let other = |cache: &TokenCache| at_rest(&observed(cache, Some(secret(cache))), at(1.0));
+        let plain = other(&cache);
+        assert!(!ready_of(&plain).2.contains(held), "{plain:?}");
+        cache.status = Some(braked(&cache));
+        assert!(ready_of(cache.status.as_ref().unwrap()).2.contains(held), "{:?}", cache.status);
+        assert_eq!(Some(other(&cache)), cache.status);
+        assert_eq!(Some(braked(&cache)), cache.status);
+        // The message itself is new.
+        let status = cache.status.as_mut().unwrap();
+        status.failures = 3;
+        status.last_failure.as_mut().unwrap().message = "HTTP 500".into();
+        assert!(!ready_of(&other(&cache)).2.contains(held));
+    }
+    // Nothing is to be done any more.
+    let mut cache = cache(json!({}), json!({"runs": 1}));
+    let seen = observed(&cache, Some(relabelled(&cache)));
+    cache.status = Some(at_rest(&Observed { brake: Some(&brake), ..seen }, at(1.0)));
+    assert!(ready_of(cache.status.as_ref().unwrap()).2.contains("another client changed"));
+    let repaired = at_rest(&observed(&cache, Some(stored(&cache, lifetime(0.0, 100.0)))), at(1.0));
+    assert!(!ready_of(&repaired).2.contains("another client changed"), "{repaired:?}");
 }

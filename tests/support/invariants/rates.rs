@@ -6,10 +6,12 @@
 //! ended. While runs fail or there is no valid value, as many as the shortest pause allows come on top. A `Lazy` TokenCache
 //! has none but for requests, edits, changes of the Secret, and repetitions while there is no valid value.
 
+use serde_json::{Map, Value};
+
 use super::{
     Invariant, Violation,
-    life::{Cause, Life},
-    timeline::{CacheVersion, Timeline},
+    life::{Cause, Life, Step},
+    timeline::Timeline,
 };
 use crate::support::spans::Span;
 
@@ -52,20 +54,24 @@ fn reports(timeline: &Timeline, life: &Life) -> Option<Violation> {
     let found =
         busiest(timeline, life, invariant, &life.reports, |window| 10 + 4 * life.causes(around(window), &kinds));
     found.map(|mut violation| {
-        violation.detail.extend([": ".to_owned(), said(life, violation.span)]);
+        violation.detail.push_str(&said(life, violation.span));
         violation
     })
 }
 
-/// What status said, one version after another.
+/// So many versions are told.
+const TOLD: usize = 12;
+
+/// What was new in each version of the status.
 fn said(life: &Life, span: Span) -> String {
-    let steps = life.steps.iter().filter(|step| life.reports.contains(&step.span.from) && span.has(step.span.from));
-    let said = steps.map(|step| {
-        let (at, CacheVersion { reason, runs, failures, requests, .. }) = (step.span.from - span.from, &step.cache);
-        let requested = requests.1.as_deref().unwrap_or_default();
-        format!("{at:.2} s {reason} runs {runs} failures {failures} {requested}")
+    let parsed = |step: &Step| serde_json::from_str::<Map<String, Value>>(&step.cache.status).unwrap_or_default();
+    let changes = life.steps.windows(2).filter(|pair| pair[0].cache.status != pair[1].cache.status);
+    let told = changes.filter(|pair| span.has(pair[1].span.from)).take(TOLD).map(|pair| {
+        let (old, mut new) = (parsed(&pair[0]), parsed(&pair[1]));
+        new.retain(|key, value| old.get(key) != Some(value));
+        format!("\n  after {:.2} s {}", pair[1].span.from - span.from, Value::Object(new))
     });
-    said.collect::<Vec<_>>().join("; ")
+    told.collect()
 }
 
 fn around(window: Span) -> Span {

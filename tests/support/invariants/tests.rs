@@ -29,7 +29,7 @@ impl Story {
         let first =
             || CacheVersion { uid: "u".into(), retry: 1.0, secret_name: Some("a".into()), ..Default::default() };
         let mut version = before.unwrap_or_else(first);
-        version.status += 1;
+        version.status = format!("{{\"runs\": {}}}", self.0.entries.len()).into();
         edit(&mut version);
         self.add(at, "a", Change::Cache(Some(version)))
     }

@@ -51,8 +51,8 @@ pub struct CacheVersion {
     pub retry: f64,
     /// Names in the spec of objects that may be its sources.
     pub sources: Arc<[String]>,
-    /// Hash of the whole status.
-    pub status: u64,
+    /// The whole status, in JSON.
+    pub status: Arc<str>,
 }
 
 /// One version of a Secret.
@@ -175,7 +175,7 @@ impl CacheVersion {
             retry: spec.retry.initial().as_secs_f64(),
             secret_name: seen.secret_name,
             sources: sources.into(),
-            status: hash(&status),
+            status: status.into(),
         }
     }
 }
