@@ -264,6 +264,7 @@ async fn play(scene: &Scene, story: Story) {
             ns.request("a", "again").await;
         }
         Job => {
+            ns.lift_policies("the pod chooses its node").await;
             let template = json!({"spec": {
                 // So that no scheduler has a word to say.
                 "nodeName": "none",

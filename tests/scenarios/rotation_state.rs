@@ -46,6 +46,7 @@ fn an_author_of_token_caches_cannot_have_a_labelled_secret_overwritten() {
     scenario(async {
         let scene = Scene::new().await;
         let ns = &scene.ns;
+        ns.lift_policies("the author has permissions on TokenCaches only").await;
         let rule = json!({"apiGroups": ["tokencache.dev"], "resources": ["tokencaches"], "verbs": ["*"]});
         let rules = vec![serde_json::from_value(rule).expect("a rule")];
         let author = Account::named(ns.client(), &ns.name, "author", rules).await;

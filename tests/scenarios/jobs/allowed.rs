@@ -32,6 +32,7 @@ pub(super) async fn acting_as(ns: &Namespace, name: &str, rules: Value) -> Clien
 /// May create TokenCaches, and nothing else.
 async fn author(stage: &Stage) -> Api<TokenCache> {
     let rules = json!([{"apiGroups": ["tokencache.dev"], "resources": ["tokencaches"], "verbs": ["create", "update"]}]);
+    stage.ns.lift_policies("the author has permissions on TokenCaches only").await;
     let client = acting_as(&stage.ns, "author", rules).await;
     let secrets = Api::<Secret>::namespaced(client.clone(), &stage.ns.name).list(&Default::default()).await;
     assert!(secrets.is_err(), "the author may not read Secrets");

@@ -189,6 +189,7 @@ fn its_jobs_belong_to_token_caches_and_have_no_privileges_on_a_node() {
         }
         let privileged = json!([{"name": "x", "image": "x", "securityContext": {"privileged": true}}]);
         let host = json!([{"name": "x", "hostPath": {"path": "/"}}]);
+        let nfs = json!([{"name": "x", "nfs": {"server": "s", "path": "/"}}]);
         let note = json!({"metadata": {"annotations": {"note": "x"}}});
         controller(&ns, json!([rule("batch", "jobs", &["patch"])]))
             .await
@@ -203,6 +204,8 @@ fn its_jobs_belong_to_token_caches_and_have_no_privileges_on_a_node() {
                 ("its processes", job(&owners, json!({"hostPID": true})), POD),
                 ("their memory", job(&owners, json!({"hostIPC": true})), POD),
                 ("its files", job(&owners, json!({"volumes": host})), POD),
+                ("a node of its choice", job(&owners, json!({"nodeName": "a"})), POD),
+                ("a server's files", job(&owners, json!({"volumes": nfs})), POD),
                 ("a privileged container", job(&owners, json!({"containers": privileged})), POD),
                 ("a privileged init container", job(&owners, json!({"initContainers": privileged})), POD),
             ])
@@ -211,25 +214,31 @@ fn its_jobs_belong_to_token_caches_and_have_no_privileges_on_a_node() {
 }
 
 #[test]
-fn it_requests_tokens_for_a_day_at_most() {
+fn its_tokens_live_for_a_day_at_most_and_are_bound_to_a_secret() {
     scenario(async {
         let Some(ns) = stage().await else { return };
         ns.create::<ServiceAccount>(
             json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "robot"}}),
         )
         .await;
-        let token = |seconds: Option<u32>| {
-            let spec = json!({"audiences": ["a"], "expirationSeconds": seconds});
+        let uid = ns.create::<Secret>(secret("ours", &json!([]))).await.metadata.uid;
+        let token = |seconds: Option<u32>, bound: bool| {
+            let secret = bound.then(|| json!({"apiVersion": "v1", "kind": "Secret", "name": "ours", "uid": uid}));
+            let spec = json!({"audiences": ["a"], "expirationSeconds": seconds, "boundObjectRef": secret});
             let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
             create("serviceaccounts/robot/token", body)
         };
-        let denied = Deny("token lives longer than 24h");
+        let (long, unbound) =
+            (Deny("token lives longer than 24h"), Deny("token lives longer than 10m and is bound to no Secret"));
         controller(&ns, json!([]))
             .await
             .try_all(vec![
-                ("for as long as the server likes", token(None), Allow),
-                ("for a day", token(Some(86400)), Allow),
-                ("for longer", token(Some(86401)), denied),
+                ("for as long as the server likes", token(None, true), Allow),
+                ("for a day", token(Some(86400), true), Allow),
+                ("for longer", token(Some(86401), true), long),
+                ("before there is a Secret", token(Some(600), false), Allow),
+                ("bound to nothing", token(Some(601), false), unbound),
+                ("bound to nothing, for as long as the server likes", token(None, false), unbound),
             ])
             .await;
     });
