@@ -45,6 +45,8 @@ pub struct World {
     /// For who looks on.
     onlooker: Client,
     slots: Vec<Mutex<Option<Controller>>>,
+    /// Held while the controller of a slot is in trouble, until one is ready again.
+    turns: Vec<Mutex<()>>,
     /// How far the clocks of the next controllers in the slots are off.
     clocks: std::sync::Mutex<[Option<&'static str>; SLOTS]>,
     /// Who was in which slot.
@@ -72,6 +74,7 @@ impl World {
             door: Door::start(address).await,
             plane: Mutex::default(),
             slots: (0..SLOTS).map(|_| Mutex::default()).collect(),
+            turns: (0..SLOTS).map(|_| Mutex::default()).collect(),
             clocks: std::sync::Mutex::default(),
             identities: std::sync::Mutex::default(),
             pids: std::sync::Mutex::default(),
@@ -124,6 +127,7 @@ impl World {
 
     /// SIGKILL; another one is started after a while.
     pub async fn kill(&self, slot: usize, down: Duration) {
+        let _turn = self.turns[slot].lock().await;
         let away = self.weather.begin(Scope::Slot(slot));
         let controller = self.slots[slot].lock().await.take().expect("a controller");
         self.weather.for_ever(Scope::Dead(controller.identity.clone()));
@@ -148,6 +152,7 @@ impl World {
 
     /// SIGSTOP, and SIGCONT after a while.
     pub async fn freeze(&self, slot: usize, length: Duration) {
+        let _turn = self.turns[slot].lock().await;
         let away = self.weather.begin(Scope::Slot(slot));
         let place = self.slots[slot].lock().await;
         let controller = place.as_ref().expect("a controller");
@@ -161,6 +166,7 @@ impl World {
 
     /// SIGTERM; another one is started once it has ended.
     pub async fn terminate(&self, slot: usize) {
+        let _turn = self.turns[slot].lock().await;
         let away = self.weather.begin(Scope::Slot(slot));
         let controller = self.slots[slot].lock().await.take().expect("a controller");
         let identity = controller.identity.clone();
