@@ -117,7 +117,6 @@ fn no_failure_tells_a_secret_or_a_token() {
 fn a_secret_that_another_hand_changed_is_not_told_when_it_is_put_right() {
     scenario(async {
         let scene = traced(Options::default()).await;
-        scene.ns.lift_policies("the Secret gets a type that they deny").await;
         scene.ready_cache("a", json!({})).await;
         let change = json!({"metadata": {"labels": {"x": "y"}}});
         scene.ns.patch::<k8s_openapi::api::core::v1::Secret>("a", change).await;

@@ -263,6 +263,7 @@ fn so_are_those_of_a_secret_that_does_not_record_which_were_the_specs() {
 fn a_type_that_the_controller_does_not_write_is_refused_before_anything_is_fetched() {
     scenario(async {
         let scene = Scene::new().await;
+        scene.ns.lift_policies("the Secret gets a type that they deny").await;
         let release =
             json!({"target": {"type": "helm.sh/release.v1", "labels": {"owner": "helm", "status": "deployed"}}});
         scene.cache("a", release).await;

@@ -31,6 +31,7 @@ pub(super) async fn acting_as(ns: &Namespace, name: &str, rules: Value) -> Clien
 
 /// May create TokenCaches, and nothing else.
 async fn author(stage: &Stage) -> Api<TokenCache> {
+    stage.ns.lift_policies("the author of TokenCaches has no other permission").await;
     let rules = json!([{"apiGroups": ["tokencache.dev"], "resources": ["tokencaches"], "verbs": ["create", "update"]}]);
     stage.ns.lift_policies("the author has permissions on TokenCaches only").await;
     let client = acting_as(&stage.ns, "author", rules).await;
