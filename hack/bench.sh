@@ -13,7 +13,7 @@ Builds the release binary, starts a cluster of its own (or takes that of TOKENCA
 controller costs, and prints a table for docs/performance.md. Exits with 0 when all is within reach, with 1 when not.
 
 Environment, with what is taken where it is not set:
-  ROWS         which rows: "new refresh idle lag replicas growth"
+  ROWS         which rows: "new refresh idle lag replicas growth neighbours"
   NEW          TokenCaches that are created at once: 2000
   MANY         TokenCaches that are refreshed, and that are idle: 10000
   GROWTH       numbers of TokenCaches, growing: "1000 3000 10000 30000 100000"

@@ -11,6 +11,7 @@ mod support;
 mod crowd;
 mod floor;
 mod growth;
+mod neighbours;
 mod plot;
 mod process;
 mod replicas;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
                 "lag" => rows::lag(&world, &mut table).await,
                 "replicas" => replicas::measure(&world, &mut table).await,
                 "growth" => growth::measure(&world, &mut table).await,
+                "neighbours" => neighbours::measure(&world, &mut table).await,
                 other => panic!("no such row: {other}; there are {}", world::ROWS.join(" ")),
             }
         }

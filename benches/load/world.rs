@@ -21,7 +21,7 @@ use crate::support::{
 };
 
 /// All rows, in their order.
-pub const ROWS: [&str; 6] = ["new", "refresh", "idle", "lag", "replicas", "growth"];
+pub const ROWS: [&str; 7] = ["new", "refresh", "idle", "lag", "replicas", "growth", "neighbours"];
 
 /// A destination gets a quarter of a controller's places: with four, all are used.
 const SERVERS: u8 = 4;

@@ -41,9 +41,9 @@ pub(crate) use self::{
     result::{SEALED, failed, read as read_result},
     seal::{MAX_RESULT, SealError, seal},
 };
-use super::{Attempt, Failure, Obtained, Reference, ReferenceKind, consent, state_secret};
+use super::{Attempt, Failure, Obtained, Reference, ReferenceKind, consent, sources, state_secret};
 use crate::{
-    api::{Invalid, TokenCache, job::Job},
+    api::{Invalid, TokenCache, job::Job, names::ANNOTATION_HOSTS},
     lock::Owner,
     observe::{ApiError, limited},
     reason::Reason,
@@ -139,9 +139,7 @@ async fn allowed(
     pod_security::check(&job.template.0, place.settings.pod_security)
         .map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
     let mut absent = BTreeSet::new();
-    if !attempt.sources.requires_label() {
-        return Ok(absent);
-    }
+    let requires_label = attempt.sources.requires_label();
     let Owner { namespace, .. } = owner;
     for (name, optional) in template::secrets(job) {
         let api = Api::<Secret>::namespaced(place.client.clone(), namespace);
@@ -149,7 +147,13 @@ async fn allowed(
         let found =
             limited(api.get_metadata_opt(&name)).await.map_err(|error| unreadable::<Secret>(owner, &name, &error))?;
         match found {
-            Some(found) => consent::check_label(ReferenceKind::Secret, namespace, &name, found.meta())?,
+            Some(found) => {
+                if requires_label {
+                    consent::check_label(ReferenceKind::Secret, namespace, &name, found.meta())?;
+                }
+                unlimited(&name, owner, found.meta())?;
+            }
+            None if !requires_label => {}
             None if optional => {
                 absent.insert(name);
             }
@@ -158,6 +162,9 @@ async fn allowed(
                 return Err(Failure::new(Reason::SourceNotFound, message));
             }
         }
+    }
+    if !requires_label {
+        return Ok(absent);
     }
     let chosen = place.settings.service_account.as_deref();
     if let Some(name) = template::named_account(job).or(chosen).or_else(|| template::service_account(job)) {
@@ -187,6 +194,23 @@ fn or_without_token(failure: Failure) -> Failure {
         failure.message
     );
     Failure { message, ..failure }
+}
+
+/// Whether a Secret's owner leaves it open where its contents are sent, which cannot be known of a pod.
+fn unlimited(
+    name: &str,
+    owner: &Owner,
+    metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+) -> Result<(), Failure> {
+    if sources::hosts(metadata).is_none() {
+        return Ok(());
+    }
+    let message = format!(
+        "Secret {}/{name} cannot be used in a job: its annotation {ANNOTATION_HOSTS} limits the hosts to which its contents \
+         may be sent, and where a pod sends them cannot be limited",
+        owner.namespace
+    );
+    Err(Failure::new(Reason::SourceNotAllowed, message))
 }
 
 fn unreadable<K: kube::Resource<DynamicType = ()>>(owner: &Owner, name: &str, error: &ApiError) -> Failure {

@@ -1,9 +1,12 @@
 //! What refuses a job, and when it goes on.
 
 use http::{Method, StatusCode};
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use serde_json::json;
-use tokencache::api::{TokenCache, names::LABEL_SOURCE};
+use tokencache::api::{
+    TokenCache,
+    names::{ANNOTATION_HOSTS, LABEL_SOURCE},
+};
 
 use super::{Stage, job};
 use crate::support::{Action, CacheView as _, Controller, FlakyApi, Launch, Trouble, When, scenario};
@@ -38,6 +41,29 @@ fn a_job_that_a_policy_refuses_is_tried_again_whatever_the_code() {
         let cache = stage.ns.await_cache("a", "it is refused", failed).await;
         assert_eq!((cache.last_failure().as_str(), cache.stalled()), ("JobFailed", None), "{}", cache.message());
         assert!(cache.message().contains("denied request: no team"), "{}", cache.message());
+        stage.pod("a").await;
+    });
+}
+
+#[test]
+fn a_job_gets_no_secret_whose_owner_limits_where_it_is_sent() {
+    scenario(async {
+        let mut stage = Stage::new().await;
+        let _controller = stage.controller().await;
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "stringData": {"key": "value"},
+            "metadata": {
+                "name": "limited", "labels": {LABEL_SOURCE: "true"}, "annotations": {ANNOTATION_HOSTS: "id.example.com"},
+            },
+        });
+        stage.ns.create::<Secret>(secret).await;
+        let volumes = json!([{"name": "limited", "secret": {"secretName": "limited"}}]);
+        let spec = json!({"fetch": {"job": {"template": {"spec": {"volumes": volumes}}}}});
+        stage.ns.create::<TokenCache>(job("a", spec)).await;
+        let stalled = |cache: &TokenCache| cache.stalled() == Some("SourceNotAllowed");
+        let cache = stage.ns.await_cache("a", "it is stalled", stalled).await;
+        assert!(cache.message().contains("cannot be used in a job"), "{}", cache.message());
+        stage.ns.patch::<Secret>("limited", json!({"metadata": {"annotations": {ANNOTATION_HOSTS: null}}})).await;
         stage.pod("a").await;
     });
 }
