@@ -42,12 +42,15 @@ fn failure(reason: &str, next_retry_at: Option<TimeDelta>) -> Value {
     })
 }
 
+/// The name of a TokenCache, and what is written into its status.
+type Forgery = (&'static str, fn() -> Value);
+
 #[test]
 fn a_failure_that_no_run_has_had_holds_back_no_refresh() {
     scenario(async {
         let scene = Scene::new().await;
         let caches = consumer(&scene.ns).await;
-        let forgeries: [(&str, fn() -> Value); 3] = [
+        let forgeries: [Forgery; 3] = [
             ("refused", || failure("SourceNotAllowed", None)),
             ("later", || failure("ServerError", Some(TimeDelta::minutes(50)))),
             ("often", || {
