@@ -148,7 +148,7 @@ impl Controller {
 
     /// Starts a controller, and waits until it is ready.
     pub async fn launch(namespace: &Namespace, launch: Launch<'_>) -> Self {
-        let controller = Self::spawn(namespace, launch).await;
+        let controller = Box::pin(Self::spawn(namespace, launch)).await;
         controller.ready().await;
         controller
     }

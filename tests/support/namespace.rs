@@ -133,12 +133,14 @@ impl Namespace {
 
     /// What its controllers run under: a service account with the chart's own rights, in this namespace and no other.
     pub async fn account(&self) -> &Account {
-        self.account.get_or_init(|| Account::controller(&self.client, &self.name, chart_rules())).await
+        // On the heap: the stack of a test's own thread is small in a debug build.
+        let create = || Box::pin(Account::controller(&self.client, &self.name, chart_rules()));
+        self.account.get_or_init(create).await
     }
 
     /// Lets its controllers run under other rights than the chart's; to be said before the first of them is started.
     pub async fn grant(&self, rules: Vec<PolicyRule>) {
-        let account = Account::controller(&self.client, &self.name, rules).await;
+        let account = Box::pin(Account::controller(&self.client, &self.name, rules)).await;
         assert!(self.account.set(account).is_ok(), "no controller runs yet");
     }
 
