@@ -89,10 +89,12 @@ mod tests {
 
     use super::*;
 
+    type Resolve = Box<dyn FnOnce(&str) -> io::Result<Vec<IpAddr>> + Send>;
+
     #[tokio::test]
     async fn names_that_are_never_answered_hold_up_those_of_their_namespace_only() {
         let limit = Arc::new(FairSemaphore::new(4, 2));
-        let look = |namespace: &str, resolve: Box<dyn FnOnce(&str) -> io::Result<Vec<IpAddr>> + Send>| {
+        let look = |namespace: &str, resolve: Resolve| {
             let (limit, namespace) = (limit.clone(), Arc::from(namespace));
             tokio::spawn(async move { look_up((&limit, WAIT), namespace, "id.example.com".into(), resolve).await })
         };

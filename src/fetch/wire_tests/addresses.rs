@@ -135,7 +135,7 @@ async fn a_secret_is_used_only_for_the_hosts_that_its_owner_lists() {
 
     assert_token(world.fetch(&cache(&url("id.example.com"), json!({}))).await);
     let asked = server.seen().len();
-    let not_listed = format!("its annotation tokencache.dev/hosts does not list that host");
+    let not_listed = "its annotation tokencache.dev/hosts does not list that host".to_owned();
     let words = |host: &str| ["Secret b/client", &not_listed].map(str::to_owned).into_iter().chain([host.to_owned()]);
     for (host, change, wanted) in [
         ("evil.example", json!({}), format!("evil.example:{port}")),
