@@ -102,8 +102,13 @@ fn neither_probes_nor_other_namespaces_wait_while_the_expressions_of_one_are_com
             let delay = scene.delay("a", request).await;
             assert!(delay < Duration::from_secs(10), "{delay:?}");
         }
-        let told = scene.attacker.await_ready("heavy-0", false, "InvalidSpec").await;
-        assert!(told.message().contains("bytes of expressions, more than the 32768"), "{}", told.message());
+        scene.attacker.create::<TokenCache>(expensive(50, 40)).await;
+        for (name, words) in
+            [("heavy-0", "more than the 131072"), ("heavy-50", "bytes of expressions, more than the 32768")]
+        {
+            let told = scene.attacker.await_ready(name, false, "InvalidSpec").await;
+            assert!(told.message().contains(words), "{}", told.message());
+        }
         scene.attacker.await_ready("heavy-104", false, "FetchFailed").await;
         let longest = *longest.lock().unwrap();
         assert!(longest < Duration::from_secs(5), "/livez took {longest:?}");
