@@ -52,8 +52,8 @@ pub struct Counts {
 impl Counts {
     /// From the book, at the end of the run.
     pub fn of(world: &World, excuses: &Excuses, book: &Book, end: f64) -> Self {
-        let mut counts = Self::default();
-        counts.busy = world.weather.spans(|scope| *scope == Scope::Machine).iter().map(|span| span.length()).sum();
+        let busy = world.weather.spans(|scope| *scope == Scope::Machine).iter().map(|span| span.length()).sum();
+        let mut counts = Self { busy, ..Self::default() };
         for (name, page) in book {
             counts.requests += world.server.requests(name);
             counts.issued += world.server.issued(name).len();

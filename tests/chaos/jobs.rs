@@ -106,9 +106,10 @@ async fn work(world: Arc<World>, kubelet: Kubelet) {
             if deleted {
                 begun.get(&uid).inspect(|run| run.abort());
                 let _ = timeout(TIMEOUT, pod.remove()).await;
-            } else if !begun.contains_key(&uid) {
-                let run = run(world.clone(), kubelet.clone(), pod);
-                begun.insert(uid, tokio::spawn(run).abort_handle());
+            } else {
+                begun
+                    .entry(uid)
+                    .or_insert_with(|| tokio::spawn(run(world.clone(), kubelet.clone(), pod)).abort_handle());
             }
         }
     }
