@@ -63,7 +63,8 @@ if (($# == 0)); then
 fi
 # Jobs run on a node, which takes root; without one each of these says that it is skipped.
 ((EUID != 0)) || runner=(hack/cluster.sh run --node --)
-cargo_suite node --test node -- --test-threads=2 "$@"
+# Unoptimised tests of jobs need more than the 2 MiB that a test's thread has.
+RUST_MIN_STACK=$((16 << 20)) cargo_suite node --test node -- --test-threads=2 "$@"
 if [[ -n $fuzzing ]]; then
   code=0
   wait "$fuzzing" || code=$?
