@@ -30,7 +30,8 @@ fn field(key: &str) -> String {
 /// `target.data` over a fetched value, in turn with the expressions of other runs.
 ///
 /// # Errors
-/// As [`render`].
+/// `InvalidSpec` for an expression that never works, `InvalidResponse` for one that does not work on this value,
+/// `ResponseTooLarge` for more than a Secret can hold. No message holds a value.
 pub async fn render_in_turn(
     target: &Target,
     fetched: &Fetched,
@@ -41,11 +42,6 @@ pub async fn render_in_turn(
     render(target, fetched, name, namespace)
 }
 
-/// `target.data` over a fetched value.
-///
-/// # Errors
-/// `InvalidSpec` for an expression that never works, `InvalidResponse` for one that does not work on this value,
-/// `ResponseTooLarge` for more than a Secret can hold. No message holds a value.
 fn render(
     target: &Target,
     fetched: &Fetched,
