@@ -122,6 +122,7 @@ fn every_option_is_seen_in_what_is_rendered() {
     let wanted = [
         "controller",
         "--concurrency=7",
+        "--min-fetch-interval=10s",
         "--lease-duration=30s",
         "--require-source-label=false",
         "--max-token-lifetime=1h30m",
@@ -130,6 +131,8 @@ fn every_option_is_seen_in_what_is_rendered() {
         "--job-pod-security=baseline",
         "--job-service-account=nobody",
         "--log-format=text",
+        "--metrics-address=[::]:9080",
+        "--probe-address=[::]:9081",
         "--otlp-endpoint=http://collector:4318",
         "--namespace=a",
         "--namespace=b",
