@@ -68,7 +68,10 @@ fn a_terminal_acts_on_nothing_that_others_wrote_into_a_status_or_a_lease() {
     scenario(async {
         // There is no controller that could correct it.
         let ns = Namespace::new().await;
-        let source = json!({"oauth2": {"tokenUrl": "http://localhost/token", "clientId": "a"}});
+        ns.lift_policies("another client writes the status and the Lease").await;
+        let source = json!({"oauth2": {
+            "tokenUrl": "http://localhost/token", "clientId": "a", "clientSecretRef": {"name": "a", "key": "a"},
+        }});
         let object = json!({"apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "metadata": {"name": "a"},
             "spec": {"fetch": source}});
         ns.create::<TokenCache>(object).await;

@@ -49,6 +49,7 @@ type Forgery = (&'static str, fn() -> Value);
 fn a_failure_that_no_run_has_had_holds_back_no_refresh() {
     scenario(async {
         let scene = Scene::new().await;
+        scene.ns.lift_policies("a consumer forges the status").await;
         let caches = consumer(&scene.ns).await;
         let forgeries: [Forgery; 3] = [
             ("refused", || failure("SourceNotAllowed", None)),
@@ -87,6 +88,7 @@ fn a_failure_that_no_run_has_had_holds_back_no_refresh() {
 fn numbers_of_runs_and_failures_that_somebody_wrote_are_set_right() {
     scenario(async {
         let scene = Scene::new().await;
+        scene.ns.lift_policies("a consumer forges the status").await;
         let caches = consumer(&scene.ns).await;
         scene.ready_cache("a", json!({})).await;
         for (turn, forged) in

@@ -21,7 +21,7 @@ pub struct Door {
 impl Door {
     /// A door before this server.
     pub async fn start(server: SocketAddr) -> Self {
-        let mut listening = listen(bind(([127, 0, 0, 1], 0).into()));
+        let mut listening = listen(free_port());
         let address = listening.local_addr().expect("an address");
         let (open, mut turns) = watch::channel(true);
         in_background(async move {
@@ -39,7 +39,7 @@ impl Door {
                 // With them go the connections.
                 drop((listening, connections));
                 // The port stays ours; where nobody listens, connections are refused.
-                let closed = bind(address);
+                let closed = bind(address).expect("a port");
                 if turns.wait_for(|open| *open).await.is_err() {
                     return;
                 }
@@ -55,12 +55,19 @@ impl Door {
     }
 }
 
+/// A port that the kernel gives to nobody who asks for any: while the door is closed, nobody listens there.
+fn free_port() -> TcpSocket {
+    let ports = std::iter::repeat_with(|| rand::random_range(10_000..32_768));
+    let bound = ports.take(1000).find_map(|port: u16| bind(([127, 0, 0, 1], port).into()).ok());
+    bound.expect("a port")
+}
+
 /// Also where connections to this address linger.
-fn bind(address: SocketAddr) -> TcpSocket {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_reuseaddr(true).expect("an option");
-    socket.bind(address).expect("a port");
-    socket
+fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 fn listen(socket: TcpSocket) -> TcpListener {
