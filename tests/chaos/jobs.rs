@@ -7,14 +7,21 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{Pod, Secret},
+};
 use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::{Value, json};
-use tokencache::api::{TokenCache, names::LABEL_CACHE};
+use tokencache::{
+    api::{TokenCache, names::LABEL_CACHE},
+    time::parse_rfc3339,
+};
 use tokio::{
     task::AbortHandle,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use url::form_urlencoded;
 
@@ -117,7 +124,10 @@ async fn work(world: Arc<World>, kubelet: Kubelet) {
 
 /// What the pod of a run does, and what its kubelet says of it.
 async fn run(world: Arc<World>, kubelet: Kubelet, pod: RunningPod) {
-    let (name, begin) = (pod.pod.labels()[LABEL_CACHE].clone(), Instant::now());
+    let name = pod.pod.labels()[LABEL_CACHE].clone();
+    let job = pod.pod.owner_references().first().map(|owner| owner.name.clone()).unwrap_or_default();
+    // The limit of a run counts from its Job, whose pod may come late.
+    let created = insist(|| created(&world, &job)).await;
     insist(|| pod.bind().map(|bound| done(bound.err()))).await;
     insist(|| pod.report_start().map(|started| done(started.err()))).await;
     let given = match pod.state_key() {
@@ -138,11 +148,19 @@ async fn run(world: Arc<World>, kubelet: Kubelet, pod: RunningPod) {
                     Err(error) => done(Some(error)).map(|()| false),
                 })
             });
-            if reported.await && begin.elapsed() < LIMIT - SURE {
+            let is_early = |created: DateTime<Utc>| (Utc::now() - created).to_std().is_ok_and(|age| age < LIMIT - SURE);
+            if reported.await && created.is_some_and(is_early) {
                 kubelet.leaves(&name, index, Left::Surely(number));
             }
         }
     }
+}
+
+/// When a Job was created, unless it is gone. Nothing where the API server does not answer.
+async fn created(world: &World, job: &str) -> Option<Option<DateTime<Utc>>> {
+    let job: Option<Job> = world.seen().get_opt(job).await.ok()?;
+    let created = job.and_then(|job| serde_json::to_value(job.metadata.creation_timestamp).ok());
+    Some(created.and_then(|created| parse_rfc3339(created.as_str()?).ok()))
 }
 
 /// Whether a request need not be repeated: it is done, or the object is gone or otherwise already.
