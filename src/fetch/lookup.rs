@@ -70,9 +70,10 @@ async fn look_up(
     })?;
     let (done, found) = oneshot::channel();
     let work = move || {
-        // Held to its end, even if nobody waits for it any more.
-        let _permit = permit;
-        let _ = done.send(resolve(&name));
+        let found = resolve(&name);
+        // Held to the end of the look-up, even if nobody waits for it any more.
+        drop(permit);
+        let _ = done.send(found);
     };
     thread::Builder::new().name("lookup".to_owned()).stack_size(STACK).spawn(work)?;
     found.await.unwrap_or_else(|_| Err(io::Error::other("the look-up was cut off")))
