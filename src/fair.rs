@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -42,14 +45,42 @@ impl Semaphores {
     }
 }
 
+/// Counts the tasks that wait for something. Cloning shares it.
+#[derive(Clone, Debug, Default)]
+pub struct WaitCounter(Arc<AtomicUsize>);
+
+/// One task that waits. Dropping it ends the wait.
+#[derive(Debug)]
+pub struct Wait(Arc<AtomicUsize>);
+
+impl WaitCounter {
+    /// Counts a task until the returned value is dropped.
+    #[must_use]
+    pub fn start(&self) -> Wait {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Wait(self.0.clone())
+    }
+
+    /// How many tasks wait now.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A semaphore of which each namespace can hold only a part. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct FairSemaphore {
     all: Arc<Semaphore>,
     total: usize,
     namespaces: Semaphores,
-    /// Held once by each that waits.
-    waiting: Arc<()>,
+    waiting: WaitCounter,
 }
 
 /// Permits of a [`FairSemaphore`]. Dropping it gives them back.
@@ -65,26 +96,25 @@ impl FairSemaphore {
     #[must_use]
     pub fn new(total: usize, per_namespace: usize) -> Self {
         let namespaces = Semaphores::new(per_namespace.min(total));
-        Self { all: Arc::new(Semaphore::new(total)), total, namespaces, waiting: Arc::default() }
+        Self { all: Arc::new(Semaphore::new(total)), total, namespaces, waiting: WaitCounter::default() }
     }
 
     /// Waits for permits: first for those of the namespace, so that what one namespace asks for beyond its part does not
     /// queue before the others. More than the part of a namespace count as all of it.
     pub async fn acquire(&self, namespace: &str, permits: usize) -> FairPermit {
-        let waiting = self.waiting.clone();
+        let wait = self.waiting.start();
         let of_namespace = self.namespaces.get(namespace);
         let permits = u32::try_from(permits.min(self.namespaces.permits)).unwrap_or(u32::MAX);
         let namespace = of_namespace.clone().acquire_many_owned(permits).await.ok();
         let all = self.all.clone().acquire_many_owned(permits).await.ok();
-        drop(waiting);
+        drop(wait);
         FairPermit { _all: all, _namespace: (namespace, of_namespace) }
     }
 
     /// How many wait for permits.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        // The other references are those of the clones of this.
-        Arc::strong_count(&self.waiting).saturating_sub(Arc::strong_count(&self.namespaces.by_name))
+        self.waiting.count()
     }
 
     /// How many permits are held.
