@@ -78,12 +78,9 @@ pub(super) fn check(namespace: &str, source: &Http) -> Result<(), Invalid> {
 }
 
 /// All its expressions.
-pub(super) fn expressions(source: &Http) -> impl Iterator<Item = (Place, &str)> {
-    let contents = contents(source).into_iter().filter_map(|(_, content)| content.expression.as_deref());
-    let Http { json, result, .. } = source;
-    let results = [&result.token, &result.expires_at].into_iter().flatten().chain(result.values.values());
-    let request = contents.chain(json.as_deref()).map(|text| (Place::Request, text));
-    request.chain(results.map(|text| (Place::Result, text.as_str())))
+pub(super) fn expressions(source: &Http) -> impl Iterator<Item = (Place, String)> {
+    let request = request_expressions(source).into_iter().map(|(_, text)| (Place::Request, text));
+    request.chain(result_expressions(source).into_iter().map(|(_, text)| (Place::Result, text)))
 }
 
 fn borrowed(expressions: &[(String, String)]) -> Vec<(String, &str)> {

@@ -57,12 +57,9 @@ fn kept() -> std::sync::MutexGuard<'static, Kept> {
 }
 
 /// Whether all of these expressions are compiled already.
-pub(in crate::fetch) fn are_compiled<'a>(
-    namespace: &str,
-    expressions: impl IntoIterator<Item = (Place, &'a str)>,
-) -> bool {
+pub(in crate::fetch) fn are_compiled(namespace: &str, expressions: &[(Place, String)]) -> bool {
     let mut kept = kept();
-    expressions.into_iter().all(|(place, text)| kept.find(namespace, &(place, text.to_owned())).is_some())
+    expressions.iter().all(|expression| kept.find(namespace, expression).is_some())
 }
 
 /// The programs of these expressions, each with its field; compiled at their first use.
@@ -182,8 +179,9 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &one("b", Place::Request, "'once' + 'only'").unwrap()));
         assert!(one("a", Place::Request, "token").is_err());
         assert!(one("a", Place::Data, "token").is_ok(), "what one place refuses, another may have");
-        let known = |text| are_compiled("a", [(Place::Request, text)]);
-        assert!(known("'once' + 'only'") && !known("'never'") && !are_compiled("c", [(Place::Data, "token")]));
+        let compiled = |namespace, place, text: &str| are_compiled(namespace, &[(place, text.to_owned())]);
+        let known = |text| compiled("a", Place::Request, text);
+        assert!(known("'once' + 'only'") && !known("'never'") && !compiled("c", Place::Data, "token"));
     }
 
     #[test]

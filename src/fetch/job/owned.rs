@@ -52,15 +52,23 @@ pub(super) fn is_pod_of(pod: &Pod, job: Option<&str>) -> bool {
 pub(super) fn is_as_made(pod: &Pod, job: &Job) -> bool {
     let made = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
     let Some((made, found)) = made.zip(pod.spec.as_ref()) else { return false };
-    let of = |spec: &PodSpec| spec.containers.iter().find(|container| container.name == COLLECTOR).cloned();
-    let collector = of(made).zip(of(found)).is_some_and(|(made, found)| {
-        let image = |container: &Container| container.image.as_deref().map(last_segment).map(str::to_owned);
-        made.args == found.args && made.command == found.command && image(&made) == image(&found)
+    let collectors = collector_of(made).zip(collector_of(found));
+    let same_program = collectors.is_some_and(|(made, found)| {
+        made.args == found.args && made.command == found.command && image_name(made) == image_name(found)
     });
-    let inits = |spec: &PodSpec| -> BTreeSet<String> {
-        spec.init_containers.iter().flatten().map(|container| container.name.clone()).collect()
-    };
-    collector && inits(found).is_superset(&inits(made))
+    same_program && init_containers(found).is_superset(&init_containers(made))
+}
+
+fn collector_of(spec: &PodSpec) -> Option<&Container> {
+    spec.containers.iter().find(|container| container.name == COLLECTOR)
+}
+
+fn init_containers(spec: &PodSpec) -> BTreeSet<&str> {
+    spec.init_containers.iter().flatten().map(|container| container.name.as_str()).collect()
+}
+
+fn image_name(container: &Container) -> Option<&str> {
+    container.image.as_deref().map(last_segment)
 }
 
 /// The last part of an image's repository, without its tag and digest.
