@@ -8,6 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 use tokencache::api::TokenCache;
+use tokio::net::TcpStream;
 
 use crate::{
     support::{CacheView as _, Cluster, Controller, Launch, Namespace, pass, server::Behaviour},
@@ -20,15 +21,22 @@ const REQUESTS: usize = 5;
 /// A request is met, and `/livez` answers, within this time.
 const REACH: (f64, f64) = (2.0, 1.0);
 
-/// Makes the manifest of an object of this number.
-type Attack = fn(&World, usize) -> Value;
+/// What the other tenant does.
+#[derive(Clone, Copy)]
+enum Attack {
+    /// Creates objects, each from its number.
+    Objects(fn(&World, usize) -> Value),
+    /// Opens connections to the port for metrics, and sends nothing.
+    Connections(usize),
+}
 
-/// What the other namespace does.
-const ATTACKS: [(&str, Attack); 4] = [
-    ("60 specs with as many expressions as are allowed", expressions),
-    ("names that no server knows", names),
-    ("responses of 1 MiB", responses),
-    ("lifetimes of 1 s", short_lives),
+const ATTACKS: [(&str, Attack); 6] = [
+    ("60 specs with as many expressions as are allowed", Attack::Objects(expressions)),
+    ("names that no server knows", Attack::Objects(names)),
+    ("responses of 1 MiB", Attack::Objects(responses)),
+    ("lifetimes of 1 s", Attack::Objects(short_lives)),
+    ("servers that do not answer", Attack::Objects(hanging)),
+    ("500 open connections to the port for metrics", Attack::Connections(500)),
 ];
 
 /// Objects of each attack.
@@ -40,6 +48,7 @@ pub async fn measure(world: &World, table: &mut Table) {
         let pad = "x".repeat(1_000_000);
         let body = json!({"access_token": "t", "expires_in": 1, "pad": pad}).to_string();
         world.server(number).set(&format!("large-{number}"), Behaviour::Status(200, Vec::new(), body));
+        world.server(number).set(&format!("hanging-{number}"), Behaviour::Hang);
     }
     let baseline = Measured::of(world, &[]).await;
     let beside = baseline.words();
@@ -99,9 +108,19 @@ impl Measured {
             victim.await_ready(&name(number), true, "Fetched").await;
         }
         let longest = watch_probes(&controller);
+        let mut connections = Vec::new();
         for attack in attacks {
-            for number in 0..OBJECTS {
-                attacker.create::<TokenCache>(attack(world, number)).await;
+            match attack {
+                Attack::Objects(manifest) => {
+                    for number in 0..OBJECTS {
+                        attacker.create::<TokenCache>(manifest(world, number)).await;
+                    }
+                }
+                Attack::Connections(number) => {
+                    for _ in 0..*number {
+                        connections.extend(TcpStream::connect(controller.admin()).await);
+                    }
+                }
             }
         }
         let mut delays = Vec::new();
@@ -167,6 +186,13 @@ fn responses(world: &World, number: usize) -> Value {
     let url = world.server(number).url(&format!("large-{number}"));
     let result = json!({"token": "response.json.access_token", "expiresAt": "string(now + duration('1s'))"});
     http("responses", number, json!({"url": url, "method": "POST", "result": result}), json!({}))
+}
+
+fn hanging(world: &World, number: usize) -> Value {
+    let url = world.server(number).url(&format!("hanging-{number}"));
+    let mut manifest = http("hanging", number, json!({"url": url, "result": {"token": "response.body"}}), json!({}));
+    manifest["spec"]["fetch"]["timeout"] = "10m".into();
+    manifest
 }
 
 fn short_lives(world: &World, number: usize) -> Value {

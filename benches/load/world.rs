@@ -131,7 +131,8 @@ impl World {
 
     /// A controller of one namespace, which is not waited for.
     pub async fn controller(&self, ns: &Namespace) -> Controller {
-        let concurrency = self.settings.concurrency.to_string();
+        // One namespace gets three quarters of the slots.
+        let concurrency = (self.settings.concurrency * 4).div_ceil(3).to_string();
         let arguments = ["--concurrency", &concurrency];
         Controller::spawn(ns, Launch { log: "info", arguments: &arguments, ..Launch::default() }).await
     }
