@@ -34,8 +34,6 @@ pub mod fair;
 #[cfg(feature = "controller")]
 pub mod fetch;
 #[cfg(feature = "controller")]
-pub mod limits;
-#[cfg(feature = "controller")]
 pub mod lock;
 #[cfg(feature = "controller")]
 pub mod metrics;

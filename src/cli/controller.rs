@@ -36,7 +36,7 @@ pub(super) struct Flags {
     /// A namespace to look after; may be repeated. Default: all
     #[arg(long, short, env = "TOKENCACHE_NAMESPACE", value_delimiter = ',')]
     namespace: Vec<String>,
-    /// Runs at once; a quarter of them may go to one destination
+    /// Maximum concurrent fetches, and as many jobs; at most a quarter of them to one host
     #[arg(long, env = "TOKENCACHE_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
     /// Shortest time between two fetches of one TokenCache, whatever calls for them

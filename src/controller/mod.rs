@@ -1,6 +1,7 @@
 //! The controller: waits for the CRD, watches, and tends each TokenCache until it is told to stop.
 
 mod books;
+mod concurrency;
 mod confirm;
 mod contact;
 mod doubt;
@@ -30,11 +31,11 @@ pub use contact::WatchContacts;
 #[cfg(test)]
 pub(crate) use kept::{Kept, Sent};
 
+use self::concurrency::Concurrency;
 use crate::{
     admin::Readiness,
     api::TokenCache,
     fetch::{expressions_waiting, large_fetches, lookups},
-    limits::Limits,
     metrics::Metrics,
     observe::{ApiError, limited},
     run::Runner,
@@ -79,8 +80,8 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
     }
     settings.namespaces.sort();
     settings.namespaces.dedup();
-    let limits = Limits::new(settings.concurrency);
-    measure(&runner.metrics, &limits);
+    let concurrency = Concurrency::new(settings.concurrency);
+    measure(&runner.metrics, &concurrency);
     let scopes: Vec<Option<String>> = if settings.namespaces.is_empty() {
         vec![None]
     } else {
@@ -96,7 +97,7 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
         synced.push(when_ready);
         let context = watch::Start {
             runner: runner.clone(),
-            limits: limits.clone(),
+            concurrency: concurrency.clone(),
             peers: peers.clone(),
             recovery: recovery.clone(),
             stop: stop.clone(),
@@ -162,12 +163,12 @@ async fn report_lost_watches(settings: &Settings, readiness: &Readiness) {
     }
 }
 
-fn measure(metrics: &Metrics, limits: &Limits) {
+fn measure(metrics: &Metrics, concurrency: &Concurrency) {
     let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-    let of = limits.clone();
+    let of = concurrency.clone();
     metrics.measure("queue_depth", "Runs that are due and wait for a place", move || count(of.waiting()));
-    let of = limits.clone();
-    metrics.measure("runs_in_progress", "Runs that go on", move || count(of.taken()));
+    let of = concurrency.clone();
+    metrics.measure("runs_in_progress", "Runs that go on", move || count(of.running()));
     let help = "Compilations and evaluations of expressions that wait for their turn";
     metrics.measure("expressions_waiting", help, move || count(expressions_waiting()));
     metrics.measure("dns_lookups_in_progress", "Names that are being looked up", move || count(lookups().0));

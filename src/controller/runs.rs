@@ -10,12 +10,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    concurrency::{Request, Work, slot_for},
     tend::{Context, at},
     untrue::TOLERATED,
 };
 use crate::{
     api::TokenCache,
-    fetch::{Progress, destination},
+    fetch::Progress,
     notes::{Key, Note},
     observe::{ApiError, checked, observed},
     plan::{Observed, Plan, decide},
@@ -46,9 +47,9 @@ impl Context {
         let now = self.runner.clock.now();
         let expiry = if seen.to_remove(now).is_some() { Some(PROMPT) } else { self.until_expiry(seen, now) };
         let moments = [expiry, self.untrue(key, seen), fresh.then_some(QUEUED)];
-        let (context, key, destination) = (self.clone(), key.clone(), destination(&cache.spec));
+        let (context, key, slot) = (self.clone(), key.clone(), slot_for(&key.0, &cache.spec));
         self.runs.spawn(async move {
-            let run = context.run(&key, destination, fresh, &cancel);
+            let run = context.run(&key, slot, fresh, &cancel);
             // While it waits for its place there is nothing else to tell.
             let none = Progress::default();
             let run = context.reporting(&key, &moments, &none, Some(&*changed), run);
@@ -164,15 +165,15 @@ impl Context {
     async fn run(
         &self,
         key: &Key,
-        destination: Option<String>,
+        (work, request): (Work, Request),
         fresh: bool,
         cancel: &CancellationToken,
     ) -> Result<Ran, RunError> {
-        let _place = tokio::select! {
+        let _slot = tokio::select! {
             biased;
             () = self.stop.begin.cancelled() => return Ok(Ran::Cancelled),
             () = cancel.cancelled() => return Ok(Ran::Cancelled),
-            place = self.limits.place(destination) => place,
+            slot = self.concurrency.slot(work, request) => slot,
         };
         let Some(cache) = &self.shown(key) else { return Ok(Ran::NotNeeded) };
         let note = checked(&self.runner.notes, key, cache).await;

@@ -17,11 +17,17 @@ use kube::runtime::{
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Stop, finalize::finalize, kept::Kept, outage::Recovery, secrets::Secrets, watch::key};
+use super::{
+    Stop,
+    concurrency::{Concurrency, slot_for},
+    finalize::finalize,
+    kept::Kept,
+    outage::Recovery,
+    secrets::Secrets,
+    watch::key,
+};
 use crate::{
     api::TokenCache,
-    fetch::destination,
-    limits::Limits,
     notes::{Key, Note, Turn, version},
     observe::{ApiError, Watched, checked, checked_at_once, live_secret, note_found, observed, verify},
     peers,
@@ -62,7 +68,7 @@ fn object(key: &Key) -> String {
 /// What tending needs.
 pub(super) struct Context {
     pub(super) runner: Runner,
-    pub(super) limits: Limits,
+    pub(super) concurrency: Concurrency,
     pub(super) peers: Peers,
     pub(super) stop: Stop,
     pub(super) caches: Store<Kept>,
@@ -355,9 +361,12 @@ impl Context {
         let now = Instant::now();
         let due_since = self.runner.notes.with(key, |note| *note.due_since.get_or_insert(now));
         let runs = seen.cache.runs();
-        let has_place = || self.limits.has_place(destination(&seen.cache.spec).as_deref());
+        let has_slot = || {
+            let (work, request) = slot_for(&key.0, &seen.cache.spec);
+            self.concurrency.has_slot(work, &request)
+        };
         note.is_busy_for(runs, now).or_else(|| {
-            peers::lets_go_first(self.peers.rank(key, now), grace(seen), now.duration_since(due_since), has_place)
+            peers::lets_go_first(self.peers.rank(key, now), grace(seen), now.duration_since(due_since), has_slot)
         })
     }
 }

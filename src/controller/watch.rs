@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Stop, WatchContacts,
     books::{Books, secret_named},
+    concurrency::Concurrency,
     kept::{Kept, Sent},
     outage::Recovery,
     secrets::Secrets,
@@ -31,7 +32,6 @@ use crate::{
     api::names::{LABEL_MANAGED, LABEL_SOURCE},
     connect::watch_words,
     fetch::{Reference, ReferenceKind},
-    limits::Limits,
     notes::{Key, Notes},
     references::{Change, References},
     run::Runner,
@@ -51,7 +51,7 @@ const PAGE: u32 = 100;
 /// What the watches of one scope are started with.
 pub(super) struct Start {
     pub(super) runner: Runner,
-    pub(super) limits: Limits,
+    pub(super) concurrency: Concurrency,
     pub(super) peers: Peers,
     pub(super) recovery: Recovery,
     pub(super) stop: Stop,
@@ -193,7 +193,7 @@ impl Start {
         self.recovery.add(self.namespace.clone(), ended.clone());
         let context = Arc::new(Context {
             runner: self.runner.clone(),
-            limits: self.limits.clone(),
+            concurrency: self.concurrency.clone(),
             peers: self.peers.clone(),
             stop: self.stop.clone(),
             caches,
