@@ -31,7 +31,7 @@ enum Attack {
 }
 
 const ATTACKS: [(&str, Attack); 6] = [
-    ("60 specs with as many expressions as are allowed", Attack::Objects(expressions)),
+    ("80 specs with as many expressions as are allowed", Attack::Objects(expressions)),
     ("names that no server knows", Attack::Objects(names)),
     ("responses of 1 MiB", Attack::Objects(responses)),
     ("lifetimes of 1 s", Attack::Objects(short_lives)),
@@ -40,7 +40,7 @@ const ATTACKS: [(&str, Attack); 6] = [
 ];
 
 /// Objects of each attack.
-const OBJECTS: usize = 60;
+const OBJECTS: usize = 80;
 
 /// Measures each attack, and all at once.
 pub async fn measure(world: &World, table: &mut Table) {
