@@ -36,13 +36,6 @@ impl Semaphores {
         semaphores.insert(name.to_owned(), Arc::downgrade(&semaphore));
         semaphore
     }
-
-    /// How many permits are left under this name.
-    #[must_use]
-    pub fn available(&self, name: &str) -> usize {
-        let semaphores = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
-        semaphores.get(name).and_then(Weak::upgrade).map_or(self.permits, |semaphore| semaphore.available_permits())
-    }
 }
 
 /// Counts the tasks that wait for something. Cloning shares it.
@@ -158,6 +151,6 @@ mod tests {
         assert_eq!(shared.held(), 2);
         assert!(shared.acquire("a", 1).now_or_never().is_none());
         drop(held);
-        assert_eq!(shared.namespaces.available("a"), 2);
+        assert_eq!(shared.namespaces.get("a").available_permits(), 2);
     }
 }
