@@ -9,14 +9,18 @@ use crate::{
     api::{TokenCache, names, validate},
     controller::{Kept, Sent},
     fetch::references,
-    fuzz::{damaged, fuzz, texts},
-    metrics::Standing,
-    notes::Note,
-    observe::observed,
-    plan::decide,
-    samples::{at, cache},
-    secret::{SecretState, fetch_hash, read},
-    status::at_expiry,
+    reconcile::{
+        desired_secret::{SecretState, fetch_hash, read},
+        observe::observed,
+        plan::decide,
+        state::Note,
+        status::at_expiry,
+    },
+    telemetry::metrics::Standing,
+    testing::{
+        fixtures::{at, cache},
+        random_input::{damaged, fuzz, texts},
+    },
 };
 
 /// All that is published, each with a status.

@@ -22,15 +22,16 @@ use tokencache::{
     api::{
         ExpiresAt, TokenCache,
         names::{FIELD_MANAGER, LABEL_MANAGED},
+        reason::Reason,
     },
-    events::Events,
+    k8s::{events::Events, secret::SealedSecret},
     lock::Owner,
-    plan::Observed,
-    reason::Reason,
-    run::owner,
-    sealed::SealedSecret,
-    secret::{Lifetime, Verdict, desired, read},
-    status::{Ended, after_run},
+    reconcile::{
+        desired_secret::{Lifetime, Verdict, desired, read},
+        plan::Observed,
+        run::owner,
+        status::{Ended, after_run},
+    },
     time::{Clock, floor, to_kube_micro},
 };
 

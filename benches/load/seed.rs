@@ -6,8 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use tokencache::{
     api::{ExpiresAt, TokenCache},
-    run::owner,
-    secret::Lifetime,
+    reconcile::{desired_secret::Lifetime, run::owner},
     time::floor,
 };
 

@@ -1,17 +1,17 @@
 //! `tokencache agent`: values for the programs beside it, as files and over HTTP, kept fresh.
 //!
 //! [`targets`] says what is kept and where, [`decide`] what is to be done now; both are pure. [`disk`] writes files,
-//! [`tell`] tells others of another value, [`listen`] and `serve` answer requests, and [`health`] how it all fares.
+//! [`notify`] tells others of another value, [`listen`] and `serve` answer requests, and [`health`] how it all fares.
 //! Where a value comes from is the [`client`](crate::client)'s affair.
 
 pub mod decide;
 pub mod disk;
 pub mod health;
-mod keep;
 pub mod listen;
+pub mod notify;
 mod serve;
+mod sync_files;
 pub mod targets;
-pub mod tell;
 
 use std::{collections::BTreeMap, io, sync::Arc};
 
@@ -22,10 +22,10 @@ use tokio::{
 
 use self::{
     health::Board,
-    keep::Keeper,
     listen::{Address, Bound, SocketMode},
+    notify::Tell,
+    sync_files::Keeper,
     targets::{Mode, Targets},
-    tell::Tell,
 };
 use crate::{
     client::{Client, Handle},
@@ -86,7 +86,14 @@ pub async fn start(client: Client, settings: Settings, clock: Clock) -> Result<R
         let Some(handle) = handles.get(&name).cloned() else { continue };
         let news = watch::Sender::new(0);
         if let Some(tell) = &tell {
-            tasks.spawn(keep::tell(name, targets.clone(), tell.clone(), turn.clone(), news.subscribe(), board.clone()));
+            tasks.spawn(sync_files::tell(
+                name,
+                targets.clone(),
+                tell.clone(),
+                turn.clone(),
+                news.subscribe(),
+                board.clone(),
+            ));
         }
         let (mode, remove_expired) = (settings.mode, settings.remove_expired);
         let (tells, board, clock) = (tell.is_some(), board.clone(), clock.clone());

@@ -8,6 +8,8 @@ pub mod job;
 pub mod names;
 pub mod oauth2;
 pub mod object_name;
+#[cfg(feature = "controller")]
+pub mod reason;
 pub mod service_account_token;
 mod spec;
 mod status;

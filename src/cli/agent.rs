@@ -12,8 +12,8 @@ use crate::{
     agent::{
         self, Settings, disk,
         listen::{self, Address, SocketMode},
+        notify::{Signal, Tell},
         targets::{FileOf, Mode, Targets, targets},
-        tell::{Signal, Tell},
     },
     api,
 };

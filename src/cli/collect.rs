@@ -13,11 +13,11 @@ use clap::Args;
 use zeroize::Zeroizing;
 
 use crate::{
+    api::reason::Reason,
     fetch::{
         Failure,
         job::{MAX_RESULT, SEALED, SealError, failed, read_result, seal},
     },
-    reason::Reason,
 };
 
 /// What the controller tells the collector in the pod's spec; none of it is secret.

@@ -16,8 +16,7 @@ use super::{Cluster, screen::Style};
 use crate::{
     api::TokenCache,
     client::{Client, Error},
-    cluster_time::ClusterTime,
-    connect::connect_through,
+    k8s::{client::connect_through, server_time::ClusterTime},
     text::visible,
     time::Clock,
 };

@@ -19,15 +19,15 @@ use super::{
     start_log,
 };
 use crate::{
-    admin::{self, Readiness},
     api,
-    cluster_time::ClusterTime,
-    connect::connect_through,
     controller::{self, Settings, Stop, WatchContacts},
-    metrics::Metrics,
-    notes::Notes,
-    run::Runner,
-    traces::Traces,
+    k8s::{client::connect_through, server_time::ClusterTime},
+    reconcile::{run::Runner, state::Notes},
+    telemetry::{
+        admin::{self, Readiness},
+        metrics::Metrics,
+        otlp::Traces,
+    },
 };
 
 /// The flags of the controller. Each also as an environment variable.

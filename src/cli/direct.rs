@@ -15,11 +15,13 @@ use super::{
 use crate::{
     api::TokenCache,
     client::{Error, Value},
-    metrics::Metrics,
-    observe::Watched,
-    peers::PASSING,
-    run::{Ran, Runner},
-    watch::watch_one,
+    controller::preferred_replica::PASSING,
+    k8s::watch::watch_one,
+    reconcile::{
+        observe::Watched,
+        run::{Ran, Runner},
+    },
+    telemetry::metrics::Metrics,
 };
 
 /// A Lease that somebody else holds is looked at again after this time at most.

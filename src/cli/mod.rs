@@ -32,7 +32,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::{api, connect::TimeLimits, traces::Traces};
+use crate::{api, k8s::client::TimeLimits, telemetry::otlp::Traces};
 
 /// Keeps short-lived credentials fresh in Kubernetes Secrets.
 #[derive(Debug, Parser)]

@@ -9,13 +9,11 @@ use kube::Client;
 
 use crate::{
     api::{self, MAX_NAME},
-    events::Events,
     fetch::{AddressRules, Fetcher, FetcherConfig, JobSettings, PodSecurity},
+    k8s::events::Events,
     lock::Locks,
-    metrics::Metrics,
-    notes::Notes,
-    report::Reporter,
-    run::Runner,
+    reconcile::{run::Runner, state::Notes, write_status::Reporter},
+    telemetry::metrics::Metrics,
     time::Clock,
 };
 

@@ -114,7 +114,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples::{at, start};
+    use crate::testing::fixtures::{at, start};
 
     #[test]
     fn people_see_how_far_a_moment_is_and_programs_the_moment() {

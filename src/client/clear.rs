@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::api::{DeleteParams, ListParams, PartialObjectMeta, Preconditions};
 
 use super::{ANSWER, Cache, Client, Error, value::is_own};
-use crate::sealed::SealedSecret;
+use crate::k8s::secret::SealedSecret;
 
 /// What became of one TokenCache's Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Error,
-    cache::Cache,
+    token_cache::Cache,
     value::{Found, Stamp, Value},
 };
 use crate::{api::next_run, time::later};

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::connect::words;
+use crate::k8s::client::words;
 
 /// Why there is no value. It never holds one.
 #[derive(Clone, Debug, thiserror::Error)]

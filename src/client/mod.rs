@@ -30,14 +30,14 @@
 //! each call needs are in `docs/consuming.md`.
 
 mod bearer;
-pub(crate) mod cache;
+mod cache_watch;
 mod clear;
 mod decide;
 mod error;
-mod follow;
-mod fresh;
-mod obtain;
-mod turn;
+mod handle;
+mod request;
+mod singleflight;
+pub(crate) mod token_cache;
 mod value;
 
 use std::{
@@ -56,19 +56,24 @@ pub use self::{
     clear::Cleared,
     decide::Condition,
     error::Error,
-    fresh::{Current, Handle},
+    handle::{Current, Handle},
     value::{InvalidStamp, Stamp, Value},
 };
-pub(crate) use self::{cache::Cache, error::Call};
 use self::{
     decide::{Brought, Now, Wish},
-    fresh::Fresh,
-    obtain::Shared,
+    handle::Fresh,
+    request::Shared,
 };
-pub use crate::{api::ExpiresAt, connect::connect, sealed::SecretBytes};
+pub(crate) use self::{error::Call, token_cache::Cache};
+pub use crate::{
+    api::ExpiresAt,
+    k8s::{client::connect, secret::SecretBytes},
+};
 use crate::{
-    cluster_time::ClusterTime,
-    connect::{TimeLimits, connect_through},
+    k8s::{
+        client::{TimeLimits, connect_through},
+        server_time::ClusterTime,
+    },
     time::Clock,
 };
 

@@ -13,7 +13,7 @@ use crate::{
         ExpiresAt,
         names::{ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCHED_AT},
     },
-    sealed::{SealedSecret, SecretBytes},
+    k8s::secret::{SealedSecret, SecretBytes},
     time::{self, Clock, Deadline},
 };
 

@@ -12,16 +12,16 @@ use kube::{
 use tokio::time::Instant;
 
 use super::{
-    kept::{Kept, Sent},
-    tend::Peers,
+    reconcile::Peers,
+    store::{Kept, Sent},
     watch::key,
 };
 use crate::{
     api::TokenCache,
+    controller::reference_index::References,
     fetch::{Reference, ReferenceKind, references, token_state},
     lock::{Locks, Owner},
-    notes::{Key, Notes},
-    references::References,
+    reconcile::state::{Key, Notes},
 };
 
 /// What is kept in step with the TokenCaches as the watch brings them.
@@ -135,7 +135,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{connect::connect, time::Clock};
+    use crate::{k8s::client::connect, time::Clock};
 
     fn sent(name: &str, uid: &str) -> Sent {
         serde_json::from_value(json!({

@@ -6,14 +6,16 @@ use std::{sync::Arc, time::Duration};
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
-use super::tend::{Context, LOOK_AGAIN};
+use super::reconcile::{Context, LOOK_AGAIN};
 use crate::{
     api::{TokenCache, TokenCacheStatus},
-    notes::{Key, Note, version},
-    observe::{ApiError, Watched, live_secret, note_found, observed},
-    plan::Observed,
-    status::ready_condition,
-    store::{Removal, remove},
+    reconcile::{
+        observe::{ApiError, Watched, live_secret, note_found, observed},
+        plan::Observed,
+        state::{Key, Note, version},
+        status::ready_condition,
+        write_secret::{Removal, remove},
+    },
 };
 
 impl Context {

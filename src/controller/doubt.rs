@@ -3,13 +3,15 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::tend::Context;
+use super::reconcile::Context;
 use crate::{
     api::TokenCache,
-    notes::{Key, Note},
-    observe::observed,
-    plan::{Plan, decide},
-    run::owner,
+    reconcile::{
+        observe::observed,
+        plan::{Plan, decide},
+        run::owner,
+        state::{Key, Note},
+    },
 };
 
 impl Context {

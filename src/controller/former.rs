@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::tend::Context;
+use super::reconcile::Context;
 use crate::{
     api::TokenCache,
-    notes::Key,
-    observe::ApiError,
-    plan::Observed,
-    secret::{fetch_hash, holds_value},
-    store::remove_former,
+    reconcile::{
+        desired_secret::{fetch_hash, holds_value},
+        observe::ApiError,
+        plan::Observed,
+        state::Key,
+        write_secret::remove_former,
+    },
 };
 
 /// How long to wait after a removal that the API server refused.
@@ -69,7 +71,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::samples::{cache, lifetime, observed, stored};
+    use crate::testing::fixtures::{cache, lifetime, observed, stored};
 
     #[test]
     fn former_secrets_are_kept_until_the_new_one_holds_a_value_and_status_names_it() {

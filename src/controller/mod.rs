@@ -1,20 +1,20 @@
 //! The controller: waits for the CRD, watches, and tends each TokenCache until it is told to stop.
 
+mod api_outage;
 mod books;
 mod concurrency;
 mod confirm;
 mod contact;
 mod doubt;
-mod finalize;
+mod finalizer;
 mod former;
-mod kept;
-mod outage;
-mod packed;
+pub(crate) mod preferred_replica;
+mod reconcile;
+pub(crate) mod reference_index;
 mod restarts;
-mod runs;
-mod secrets;
-mod tend;
-mod unread;
+mod run_queue;
+mod store;
+mod undecodable;
 mod untrue;
 mod watch;
 
@@ -27,18 +27,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use contact::WatchContacts;
 #[cfg(test)]
-pub(crate) use kept::{Kept, Sent};
+pub(crate) use self::store::{Kept, Sent};
+pub use contact::WatchContacts;
 
 use self::concurrency::Concurrency;
 use crate::{
-    admin::Readiness,
     api::TokenCache,
     fetch::{expressions_waiting, large_fetches, lookups},
-    metrics::Metrics,
-    observe::{ApiError, limited},
-    run::Runner,
+    reconcile::{
+        observe::{ApiError, limited},
+        run::Runner,
+    },
+    telemetry::{admin::Readiness, metrics::Metrics},
 };
 
 /// What a controller looks after, and how much of it at once.
@@ -87,9 +88,9 @@ pub async fn run(runner: Runner, mut settings: Settings, readiness: &Readiness, 
     } else {
         settings.namespaces.iter().cloned().map(Some).collect()
     };
-    let peers = tend::Peers::new(runner.locks.replica());
+    let peers = reconcile::Peers::new(runner.locks.replica());
     let stopping = runner.fetcher.stopping().clone();
-    let recovery = outage::Recovery::default();
+    let recovery = api_outage::Recovery::default();
     let mut watching = JoinSet::new();
     let mut synced = Vec::new();
     for namespace in scopes {

@@ -5,15 +5,16 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
-use super::tend::{Context, LOOK_AGAIN};
+use super::reconcile::{Context, LOOK_AGAIN};
 use crate::{
-    api::TokenCache,
-    notes::{Key, Rollout},
-    observe::{ApiError, live_secret},
-    plan::Observed,
-    reason::Reason,
-    rollout::{Cause, Left, PATIENCE, restart},
-    secret::{Integrity, SecretState, Stored, written_at},
+    api::{TokenCache, reason::Reason},
+    reconcile::{
+        desired_secret::{Integrity, SecretState, Stored, written_at},
+        observe::{ApiError, live_secret},
+        plan::Observed,
+        rollout::{Cause, Left, PATIENCE, restart},
+        state::{Key, Rollout},
+    },
 };
 
 impl Context {

@@ -6,10 +6,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
-use super::tend::Context;
-use crate::{
-    notes::Key,
+use super::reconcile::Context;
+use crate::reconcile::{
     plan::Observed,
+    state::Key,
     status::{READY, condition},
 };
 
@@ -39,8 +39,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        samples::{at, cache, lifetime, observed, start, stored},
-        status::at_rest,
+        reconcile::status::at_rest,
+        testing::fixtures::{at, cache, lifetime, observed, start, stored},
     };
 
     #[test]

@@ -20,23 +20,23 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Stop, WatchContacts,
+    api_outage::Recovery,
     books::{Books, secret_named},
     concurrency::Concurrency,
-    kept::{Kept, Sent},
-    outage::Recovery,
-    secrets::Secrets,
-    tend::{Context, Peers, at, reconcile},
+    reconcile::{Context, Peers, at, reconcile},
+    store::Secrets,
+    store::{Kept, Sent},
 };
 use crate::{
-    admin::Readiness,
     api::names::{LABEL_MANAGED, LABEL_SOURCE},
-    connect::watch_words,
+    controller::reference_index::{Change, References},
     fetch::{Reference, ReferenceKind},
-    notes::{Key, Notes},
-    references::{Change, References},
-    run::Runner,
-    slim::MetadataOnly,
-    watch::watch_all,
+    k8s::{client::watch_words, metadata::MetadataOnly, watch::watch_all},
+    reconcile::{
+        run::Runner,
+        state::{Key, Notes},
+    },
+    telemetry::admin::Readiness,
 };
 
 /// A Secret's metadata.

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Failure, ReferenceKind, redact::Redactor};
-use crate::{
-    api::names::{ANNOTATION_AUDIENCES, API_SERVER_AUDIENCE, LABEL_SOURCE},
+use crate::api::{
+    names::{ANNOTATION_AUDIENCES, API_SERVER_AUDIENCE, LABEL_SOURCE},
     reason::Reason,
 };
 

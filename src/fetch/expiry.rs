@@ -8,8 +8,7 @@ pub(super) use self::read::point;
 use self::read::{Exp, Lifetime, exp, lifetime};
 use super::{Failure, json::Member};
 use crate::{
-    api::{Duration, ExpiresAt, Expiry},
-    reason::Reason,
+    api::{Duration, ExpiresAt, Expiry, reason::Reason},
     time,
 };
 

@@ -21,8 +21,8 @@ use crate::{
     api::{
         github_app::GitHubApp,
         oauth2::{SecretKeyRef, SigningAlgorithm},
+        reason::Reason,
     },
-    reason::Reason,
     time,
 };
 

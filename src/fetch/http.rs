@@ -20,8 +20,8 @@ use crate::{
         Invalid,
         http::{Content, Http, Method as ApiMethod},
         oauth2::SecretKeyRef,
+        reason::Reason,
     },
-    reason::Reason,
     time,
 };
 

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Failure, Phase,
-    address::AddressRules,
+    address_rules::AddressRules,
     body::{self, Unreadable},
     lookup,
     memory::SMALL,
@@ -22,9 +22,9 @@ use super::{
     redirect as redirect_target,
     resolver::{Alias, CheckedResolver, Lookup, check_literal},
     tls::Settings,
-    transport::{self, Peer},
+    transport_error::{self, Peer},
 };
-use crate::{reason::Reason, time};
+use crate::{api::reason::Reason, time};
 
 /// A response is read up to this many bytes.
 pub(super) const MAX_BODY: usize = 1 << 20;
@@ -140,7 +140,7 @@ impl Clients {
             .http1_only();
         let resolver = CheckedResolver { rules: self.rules.clone(), lookup: self.lookup.clone(), alias };
         let builder = settings.apply(url, builder.dns_resolver(resolver))?;
-        builder.build().map_err(|error| settings.not_applicable(transport::find(&error)))
+        builder.build().map_err(|error| settings.not_applicable(transport_error::find(&error)))
     }
 }
 
@@ -189,7 +189,7 @@ impl Connection {
     ) -> Result<Answer, Failure> {
         tracing::debug!(peer = %self.peer, "sending the request");
         phase.set(format!("waiting for {}", self.peer));
-        let failed = |error| transport::failure(&error, &self.peer);
+        let failed = |error| transport_error::failure(&error, &self.peer);
         let mut request = request.build().map_err(failed)?;
         announce_no_body(&mut request);
         let response = lookup::within(phase.namespace.clone(), self.client.execute(request)).await.map_err(failed)?;
@@ -239,7 +239,7 @@ async fn read(mut response: Response, peer: &Peer, phase: &Phase) -> Result<Zero
     }
     // A buffer that grows by itself would leave copies behind that nobody wipes.
     let mut body = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default().max(16 * 1024)));
-    while let Some(chunk) = response.chunk().await.map_err(|error| transport::failure(&error, peer))? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| transport_error::failure(&error, peer))? {
         let length = body.len() + chunk.len();
         if length > MAX_BODY {
             return Err(too_large());

@@ -14,7 +14,7 @@ use std::{
 use tokio::{sync::oneshot, time::timeout};
 
 use super::resolver::Lookup;
-use crate::fair::FairSemaphore;
+use crate::fetch::fair_semaphore::FairSemaphore;
 
 /// Look-ups at a time, and of these of one namespace.
 const MOST: usize = 128;

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use crate::fair::{FairPermit, FairSemaphore};
+use crate::fetch::fair_semaphore::{FairPermit, FairSemaphore};
 
 /// A fetch that reads more than this, from a server or from objects in the cluster, is large.
 pub(super) const SMALL: usize = 64 * 1024;

@@ -2,14 +2,13 @@
 //!
 //! A new source is a file with `fetch`, `endpoint` and `references`, and an arm in each `match` on [`Source`] here.
 
-mod address;
+mod address_rules;
 mod body;
 mod cel;
 mod certificate;
-mod check;
 mod consent;
 mod expiry;
-mod expression;
+pub(crate) mod fair_semaphore;
 mod github_app;
 mod hosts;
 mod http;
@@ -22,16 +21,18 @@ mod oauth2;
 mod pem;
 mod redact;
 mod redirect;
+mod render;
 mod resolver;
 mod service_account_token;
 mod signing;
-mod sources;
+mod source_objects;
 mod state_secret;
 #[cfg(test)]
 mod test_keys;
 mod tls;
 mod token_request;
-mod transport;
+mod transport_error;
+mod validate;
 #[cfg(test)]
 mod wire_tests;
 
@@ -49,22 +50,22 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 pub use self::{
-    address::AddressRules,
+    address_rules::AddressRules,
     cel::{apart, waiting as expressions_waiting},
-    check::{check, is_quick},
-    expression::render_in_turn,
     job::{JobSettings, PodSecurity},
     lookup::lookups,
     memory::{Held, large_fetches},
+    render::render_in_turn,
+    validate::{check, is_quick},
 };
-use self::{hosts::Server, http_client::Clients, memory::Memory, sources::Sources, token_request::TokenLimits};
+use self::{hosts::Server, http_client::Clients, memory::Memory, source_objects::Sources, token_request::TokenLimits};
 use crate::{
     api::{
         ExpiresAt, Refresh, Source, TokenCache, TokenCacheSpec,
         oauth2::{CaKind, Proxy, Tls},
+        reason::Reason,
     },
     lock::Owner,
-    reason::Reason,
     time::Clock,
 };
 
@@ -309,9 +310,9 @@ impl Fetcher {
         ends: &TaskTracker,
     ) -> Result<Fetched, Failure> {
         let Inner { client, clients, require_source_label, jobs, late, clock, stopping, .. } = &*self.0;
-        check::check_type(cache.spec.target.secret_type(), &self.0.target_types)
+        validate::check_type(cache.spec.target.secret_type(), &self.0.target_types)
             .map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
-        let owner = crate::run::owner(cache);
+        let owner = crate::reconcile::run::owner(cache);
         let (server, proxy) = peers(&cache.spec);
         let goes_to = [server, proxy].map(|url| url.as_ref().and_then(Server::of));
         let tokens = TokenLimits {
@@ -441,7 +442,7 @@ impl Reference {
 pub fn token_state(cache: &TokenCache) -> Option<Reference> {
     let refreshes =
         matches!(cache.spec.fetch.source(), Some(Source::OAuth2(oauth2)) if oauth2.refresh_token_ref.is_some());
-    refreshes.then(|| Reference::secret(&state_secret::name(&crate::run::owner(cache))))
+    refreshes.then(|| Reference::secret(&state_secret::name(&crate::reconcile::run::owner(cache))))
 }
 
 /// The objects that a spec refers to, for watches: sorted, each once.

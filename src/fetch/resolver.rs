@@ -9,7 +9,7 @@ use std::{
 use futures::future::BoxFuture;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-use super::address::AddressRules;
+use super::address_rules::AddressRules;
 
 /// Looks a name up. Handed in, so that a test can decide what a name resolves to.
 pub(super) type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;

@@ -8,9 +8,9 @@ use kube::{Api, Client, api::PostParams};
 
 use crate::{
     api::names::{ANNOTATION_EXPIRES_AT, LABEL_MANAGED, LABEL_STATE},
+    k8s::secret::{SealedSecret, SecretBytes},
     lock::Owner,
-    observe::{ApiError, limited},
-    sealed::{SealedSecret, SecretBytes},
+    reconcile::observe::{ApiError, limited},
 };
 
 /// The Secret's name.

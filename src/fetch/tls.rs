@@ -12,9 +12,9 @@ use sha2::{Digest as _, Sha256};
 use url::Url;
 use zeroize::Zeroizing;
 
-use super::{Failure, pem, sources::Sources};
-use crate::{
-    api::oauth2::{Proxy, Tls},
+use super::{Failure, pem, source_objects::Sources};
+use crate::api::{
+    oauth2::{Proxy, Tls},
     reason::Reason,
 };
 

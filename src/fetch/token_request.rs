@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::{Failure, redact::Redactor};
-use crate::{api::Duration, reason::Reason};
+use crate::api::{Duration, reason::Reason};
 
 /// What limits every token, whoever asks for it.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ struct Status<'a> {
 
 impl TokenRequest<'_> {
     /// To be called for accounts only that their owner opened, see
-    /// [`Sources::service_account_token`](super::sources::Sources::service_account_token).
+    /// [`Sources::service_account_token`](super::source_objects::Sources::service_account_token).
     pub(super) async fn send(
         &self,
         client: &kube::Client,

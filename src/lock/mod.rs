@@ -31,8 +31,7 @@ pub use judge::{Identity, Judgement, Seen, judge};
 
 use crate::{
     api::names::{FIELD_MANAGER, LABEL_MANAGED, RESERVED_PREFIX},
-    connect::words,
-    slim,
+    k8s::{client::words, metadata},
     time::{Clock, to_kube_micro},
 };
 
@@ -40,7 +39,7 @@ use crate::{
 #[derive(Clone, Debug, Resource, Serialize, Deserialize)]
 #[resource(inherit = FullLease)]
 struct Lease {
-    #[serde(deserialize_with = "slim::metadata")]
+    #[serde(deserialize_with = "metadata::metadata")]
     metadata: ObjectMeta,
     spec: Option<LeaseSpec>,
 }

@@ -11,7 +11,7 @@ use kube::core::cel::cel::{
 use regex::RegexBuilder;
 
 use super::{
-    limits::{Budget, MAX_OUTPUT},
+    cost::{Budget, MAX_OUTPUT},
     value,
 };
 

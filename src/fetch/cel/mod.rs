@@ -3,11 +3,11 @@
 //! An expression is a stranger's, and what it works on is a credential: neither may bring the controller down, and no
 //! message quotes what was met, only types and keys.
 
+mod cost;
+mod error_message;
 mod functions;
-mod limits;
-mod programs;
+mod program_cache;
 mod value;
-mod words;
 
 use std::{
     collections::BTreeMap,
@@ -18,19 +18,18 @@ use std::{
 use kube::core::cel::{KubeCelExt as _, cel::Context};
 
 #[cfg(test)]
-pub(super) use self::programs::{MAX_BRACKETS, MAX_TEXT};
-use self::{limits::Budget, programs::Compiled};
+pub(super) use self::program_cache::{MAX_BRACKETS, MAX_TEXT};
+use self::{cost::Budget, program_cache::Compiled};
 pub(super) use self::{
-    limits::MAX_OUTPUT,
-    programs::are_compiled,
+    cost::MAX_OUTPUT,
+    error_message::type_name,
+    program_cache::are_compiled,
     value::{NoJson, Value, Wiped, json, json_text, map, scalar, text},
-    words::type_name,
 };
 use super::Failure;
 use crate::{
-    api::Invalid,
-    fair::{FairPermit, FairSemaphore},
-    reason::Reason,
+    api::{Invalid, reason::Reason},
+    fetch::fair_semaphore::{FairPermit, FairSemaphore},
 };
 
 /// Enough for the deepest nesting that the length of the text allows. Untouched pages of it cost nothing.
@@ -83,7 +82,7 @@ fn isolated<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
 /// # Errors
 /// The first that does not, at its field.
 pub(super) fn check(namespace: &str, place: Place, expressions: &[(String, &str)]) -> Result<(), Invalid> {
-    programs::compiled(namespace, place, expressions).map(drop)
+    program_cache::compiled(namespace, place, expressions).map(drop)
 }
 
 /// Expressions that are compiled or evaluated at the same time. They take CPU time and memory, so there are no more than
@@ -148,7 +147,7 @@ impl Scope {
     /// `InvalidSpec` for one that never works, or that does not work on what the spec itself names; `InvalidResponse`
     /// for one that does not work on what a server gave.
     pub(super) fn evaluate(&self, expressions: &[(String, &str)]) -> Result<Vec<Wiped>, Failure> {
-        let compiled = programs::compiled(&self.namespace, self.place, expressions)
+        let compiled = program_cache::compiled(&self.namespace, self.place, expressions)
             .map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
         let all = isolated(|| {
             let budget = Arc::new(Budget::default());
@@ -183,22 +182,22 @@ impl Scope {
 
     fn run(&self, field: &str, compiled: &Compiled, context: &Context<'_>, budget: &Budget) -> Result<Wiped, Failure> {
         let failed = |what: String| Failure::new(self.place.reason(), format!("{field}: {what}"));
-        let paths = words::paths(compiled.program.expression());
+        let paths = error_message::paths(compiled.program.expression());
         budget.begin(compiled.nodes);
         for path in &paths {
             if !path.charge(&self.variables, budget) {
-                return Err(failed(limits::TOO_MUCH.to_owned()));
+                return Err(failed(cost::TOO_MUCH.to_owned()));
             }
         }
-        if let Some(path) = words::only_path(compiled.program.expression(), &paths) {
+        if let Some(path) = error_message::only_path(compiled.program.expression(), &paths) {
             // CEL's implementation gives false for a member of what has no members.
             return path.walk(&self.variables).cloned().map(Wiped).map_err(|missing| failed(self.with_note(missing)));
         }
         let value = compiled.program.execute(context);
-        value.map(Wiped).map_err(|error| failed(words::words(&error, &paths, self)))
+        value.map(Wiped).map_err(|error| failed(error_message::words(&error, &paths, self)))
     }
 
-    fn with_note(&self, missing: words::Missing) -> String {
+    fn with_note(&self, missing: error_message::Missing) -> String {
         match self.notes.get(&missing.at) {
             Some(note) => format!("{}: {note}", missing.words),
             None => missing.words,

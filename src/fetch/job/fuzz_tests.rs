@@ -5,11 +5,11 @@ use proptest::{prelude::*, sample::select};
 use serde_json::{Value, json};
 
 use super::{
+    message::last_line,
     result::{read, read_failed},
     seal::{KeyPair, seal},
-    words::last_line,
 };
-use crate::fuzz::{bodies, fuzz, texts, values};
+use crate::testing::random_input::{bodies, fuzz, texts, values};
 
 const SECRET: &str = "hunter2-and-more";
 

@@ -8,23 +8,23 @@
 //! 4. The collector in the pod (`tokencache collect`) has sealed the [`result`] to the key; it is opened here, in
 //!    memory alone. [`run`] has the whole of it.
 
-mod ending;
-mod follow;
 #[cfg(test)]
 mod fuzz_tests;
-mod judge;
-mod leftovers;
+mod job_guard;
 mod manifest;
+mod message;
 mod owned;
 mod pod_security;
 mod result;
 mod run;
+mod run_state;
 mod seal;
 mod security;
+mod stale_jobs;
 mod state;
 mod template;
 mod watch;
-mod words;
+mod watch_run;
 
 use std::collections::BTreeSet;
 
@@ -41,12 +41,11 @@ pub(crate) use self::{
     result::{SEALED, failed, read as read_result},
     seal::{MAX_RESULT, SealError, seal},
 };
-use super::{Attempt, Failure, Obtained, Reference, ReferenceKind, consent, sources, state_secret};
+use super::{Attempt, Failure, Obtained, Reference, ReferenceKind, consent, source_objects, state_secret};
 use crate::{
-    api::{Invalid, TokenCache, job::Job, names::ANNOTATION_HOSTS},
+    api::{Invalid, TokenCache, job::Job, names::ANNOTATION_HOSTS, reason::Reason},
     lock::Owner,
-    observe::{ApiError, limited},
-    reason::Reason,
+    reconcile::observe::{ApiError, limited},
 };
 
 /// What an administrator says of jobs.
@@ -87,7 +86,7 @@ pub(super) fn references(job: &Job) -> impl Iterator<Item = Reference> {
 /// Runs a Job to its end.
 pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Job) -> Result<Obtained, Failure> {
     let Place { client, cache, .. } = *place;
-    let owner = crate::run::owner(cache);
+    let owner = crate::reconcile::run::owner(cache);
     if cache.secret_name() == state_secret::name(&owner) {
         return Err(Failure::new(Reason::InvalidSpec, "spec.target.name: this name is that of the job's state"));
     }
@@ -97,7 +96,7 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Jo
     let runs = Runs { place, job, owner: &owner, store: &store, phase: &phase, clock: attempt.clock, until };
     phase.set("reading the state of the last run".into());
     let mut kept = store.look().await?;
-    let mut jobs = leftovers::list(client, &owner).await?;
+    let mut jobs = stale_jobs::list(client, &owner).await?;
     // Before anything else: what an earlier run has learned is kept even if nothing is fetched now.
     let mut adopted = None;
     if let Some(begun) = kept.begun()
@@ -105,7 +104,7 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Jo
     {
         adopted = runs.adopt(found, begun, kept).await?;
         kept = store.look().await?;
-        jobs = leftovers::list(client, &owner).await?;
+        jobs = stale_jobs::list(client, &owner).await?;
     }
     let absent = allowed(attempt, place, &owner, job).await?;
     if let Some(obtained) = adopted {
@@ -113,7 +112,7 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Jo
     }
     let usable = template::under(template::without(job, &absent), place.settings.service_account.as_deref());
     let runs = Runs { job: &usable, ..runs };
-    leftovers::clear(client, &owner, job.keep_failed(), &jobs, &phase).await?;
+    stale_jobs::clear(client, &owner, job.keep_failed(), &jobs, &phase).await?;
     let unanswered = kept.begun().filter(|begun| {
         let run = begun.keys.id();
         !kept.has_state_of(&run) && owned::job_of(&jobs, &owner, &run).is_none()
@@ -202,7 +201,7 @@ fn unlimited(
     owner: &Owner,
     metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 ) -> Result<(), Failure> {
-    if sources::hosts(metadata).is_none() {
+    if source_objects::hosts(metadata).is_none() {
         return Ok(());
     }
     let message = format!(

@@ -7,12 +7,12 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
+    api::reason::Reason,
     fetch::{
         Failure,
         json::{self, Member, Members},
         redact::Redactor,
     },
-    reason::Reason,
 };
 
 /// Before a sealed result.

@@ -12,24 +12,24 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Place,
-    ending::{Created, Ending, Existing, Unfinished},
-    follow::follow,
-    judge::{Seen, Verdict, judge},
-    leftovers::{has_failed, pods_of, prune},
-    manifest,
+    job_guard::{Created, Ending, Existing, Unfinished},
+    manifest, message,
     owned::{is_as_made, is_on_node, is_ours},
     result::{self, JobResult},
+    run_state::{Seen, Verdict, judge},
     seal::{KeyPair, SealError},
+    stale_jobs::{has_failed, pods_of, prune},
     state::{Begun, Kept, NotStored, Store},
-    words,
+    watch_run::follow,
 };
 use crate::{
-    api::{job::Job, names::FIELD_MANAGER},
+    api::{job::Job, names::FIELD_MANAGER, reason::Reason},
     fetch::{Failure, Obtained, Phase, expiry},
     lock::Owner,
-    observe::{ApiError, limited, live},
-    reason::Reason,
-    secret::fetch_hash,
+    reconcile::{
+        desired_secret::fetch_hash,
+        observe::{ApiError, limited, live},
+    },
     time::Clock,
 };
 
@@ -338,7 +338,7 @@ fn is_already_there(error: &ApiError) -> bool {
 
 /// The API server's own words: they name the template's field, the quota or the policy.
 fn not_created(error: &ApiError, job: &Job) -> Failure {
-    let words = words::brief(&manifest::in_the_users_words(&error.to_string(), job));
+    let words = message::brief(&manifest::in_the_users_words(&error.to_string(), job));
     if is_of_the_template(error) {
         return Failure::new(Reason::InvalidSpec, format!("Kubernetes refuses the Job: {words}"));
     }

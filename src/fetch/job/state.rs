@@ -22,15 +22,14 @@ use tokio::time::{Instant, sleep};
 
 use super::seal::KeyPair;
 use crate::{
-    api::names::FIELD_MANAGER,
+    api::{names::FIELD_MANAGER, reason::Reason},
     fetch::{
         Failure,
         state_secret::{StateSecret, name, objection, place},
     },
+    k8s::secret::{SealedSecret, SecretBytes},
     lock::Owner,
-    observe::{ApiError, limited},
-    reason::Reason,
-    sealed::{SealedSecret, SecretBytes},
+    reconcile::observe::{ApiError, limited},
     time,
 };
 

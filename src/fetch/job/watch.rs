@@ -9,7 +9,11 @@ use kube::{
     runtime::watcher::{self, Error, Event},
 };
 
-use crate::{connect::watch_words, fetch::Failure, reason::Reason, watch::watch_all};
+use crate::{
+    api::reason::Reason,
+    fetch::Failure,
+    k8s::{client::watch_words, watch::watch_all},
+};
 
 /// A watch without an end of its own.
 pub(super) type Watched<K> = stream::BoxStream<'static, Result<Event<K>, Forbidden>>;

@@ -4,14 +4,16 @@ use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
 use crate::{
-    api::oauth2::{Grant, SecretKeyRef},
+    api::{
+        oauth2::{Grant, SecretKeyRef},
+        reason::Reason,
+    },
     fetch::{
         Failure,
         http_client::Answer,
         json::{self, Member, Members},
         redact::Redactor,
     },
-    reason::Reason,
 };
 
 /// What was sent in confidence, and what may help where it is refused.

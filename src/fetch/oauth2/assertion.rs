@@ -10,12 +10,12 @@ use crate::{
     api::{
         Invalid,
         oauth2::{Assertion, OAuth2},
+        reason::Reason,
     },
     fetch::{
         Attempt, Failure,
         signing::{self, SigningKey},
     },
-    reason::Reason,
 };
 
 /// Claims that have fields of their own, or are made for each assertion.

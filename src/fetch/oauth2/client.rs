@@ -14,9 +14,11 @@ use super::{
     missing,
 };
 use crate::{
-    api::oauth2::{ClientAuth, Grant, OAuth2},
+    api::{
+        oauth2::{ClientAuth, Grant, OAuth2},
+        reason::Reason,
+    },
     fetch::{Attempt, Failure, pem, redact::Redactor},
-    reason::Reason,
     time::rfc3339,
 };
 

@@ -14,8 +14,10 @@ use crate::{
         http_client::Answer,
         json::{Member, parse},
     },
-    fuzz::{bodies, fuzz, texts, values},
-    samples::at,
+    testing::{
+        fixtures::at,
+        random_input::{bodies, fuzz, texts, values},
+    },
     time,
 };
 

@@ -28,8 +28,8 @@ use crate::{
     api::{
         Invalid,
         oauth2::{Grant, OAuth2, SecretKeyRef},
+        reason::Reason,
     },
-    reason::Reason,
     time::Clock,
 };
 

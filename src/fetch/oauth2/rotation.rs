@@ -20,16 +20,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Exchange, Exchanged, answer};
 use crate::{
-    api::{names::FIELD_MANAGER_ROTATION, oauth2::SecretKeyRef},
+    api::{names::FIELD_MANAGER_ROTATION, oauth2::SecretKeyRef, reason::Reason},
     fetch::{
         Attempt, Failure, Phase,
         redact::Redactor,
-        sources::trimmed,
+        source_objects::trimmed,
         state_secret::{StateSecret, objection, place},
     },
-    observe::{ApiError, limited},
-    reason::Reason,
-    sealed::SealedSecret,
+    k8s::secret::SealedSecret,
+    reconcile::observe::{ApiError, limited},
 };
 
 /// The member of an answer that holds the new token.

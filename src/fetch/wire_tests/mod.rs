@@ -30,7 +30,10 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
 use super::{AddressRules, Failure, Fetched, Fetcher, FetcherConfig, JobSettings, PodSecurity, resolver::Lookup};
-use crate::{api::TokenCache, reason::Reason, time::Clock};
+use crate::{
+    api::{TokenCache, reason::Reason},
+    time::Clock,
+};
 
 /// What a server saw of a request.
 #[derive(Clone, Debug)]
