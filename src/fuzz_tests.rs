@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use crate::{
     api::{TokenCache, names, validate},
     controller::{Kept, Sent},
-    fetch::references,
+    fetch::{fetch_hash, references},
     reconcile::{
-        desired_secret::{SecretState, fetch_hash, read},
+        desired_secret::{SecretState, read},
         observe::observed,
         plan::decide,
         state::Note,

@@ -24,12 +24,10 @@ use tokencache::{
         names::{FIELD_MANAGER, LABEL_MANAGED},
         reason::Reason,
     },
-    k8s::{events::Events, secret::SealedSecret},
-    lock::Owner,
+    k8s::{events::Events, object::OwnerRef, secret::SealedSecret},
     reconcile::{
         desired_secret::{Lifetime, Verdict, desired, read},
         plan::Observed,
-        run::owner,
         status::{Ended, after_run},
     },
     time::{Clock, floor, to_kube_micro},
@@ -61,7 +59,7 @@ pub async fn put_secret(
     lifetime: Lifetime,
 ) -> ObjectMeta {
     let data = BTreeMap::from([("token".to_owned(), vec![b'x'; TOKEN].into())]);
-    let owner = owner(cache);
+    let owner = OwnerRef::of(cache);
     let secret = desired(cache, &owner, found, data, lifetime);
     let api = Api::<SealedSecret>::namespaced(client.clone(), &owner.namespace);
     let written = match found {
@@ -103,7 +101,7 @@ pub async fn report(client: &Client, cache: &TokenCache, secret: &ObjectMeta) {
 }
 
 /// Creates or replaces a Lease, and gives its `resourceVersion`.
-pub async fn put_lease(client: &Client, owner: &Owner, version: Option<&str>, holder: &str) -> String {
+pub async fn put_lease(client: &Client, owner: &OwnerRef, version: Option<&str>, holder: &str) -> String {
     let now = to_kube_micro(Clock::system().now());
     let lease = Lease {
         metadata: ObjectMeta {
@@ -134,7 +132,7 @@ pub async fn put_lease(client: &Client, owner: &Owner, version: Option<&str>, ho
 /// The first run of a TokenCache: 4 writes and an event, and 1 read.
 pub async fn first_run(client: &Client, namespace: &str, name: &str) {
     let cache = Api::<TokenCache>::namespaced(client.clone(), namespace).get(name).await.expect("a TokenCache");
-    let owner = owner(&cache);
+    let owner = OwnerRef::of(&cache);
     let lease = put_lease(client, &owner, None, "floor_00000000_0").await;
     let lifetime = valid_for(3600);
     let secret = put_secret(client, &cache, None, lifetime).await;
@@ -175,7 +173,7 @@ impl Known {
         let (found, version) = self.versions[number].lock().unwrap().clone();
         let api = Api::<TokenCache>::namespaced(self.client.clone(), &self.namespace);
         let cache = api.get(&name(number)).await.expect("a TokenCache");
-        let owner = owner(&cache);
+        let owner = OwnerRef::of(&cache);
         let held = put_lease(&self.client, &owner, Some(&version), "floor_00000000_0").await;
         let secret = put_secret(&self.client, &cache, Some(&found), valid_for(3600)).await;
         report(&self.client, &cache, &secret).await;

@@ -6,7 +6,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 use tokencache::{
     api::{ExpiresAt, TokenCache},
-    reconcile::{desired_secret::Lifetime, run::owner},
+    k8s::object::OwnerRef,
+    reconcile::desired_secret::Lifetime,
     time::floor,
 };
 
@@ -39,7 +40,7 @@ pub async fn seed(
             let cache: TokenCache = ns.create(manifests[index].clone()).await;
             let secret = put_secret(ns.client(), &cache, None, lifetime(first + index)).await;
             report(ns.client(), &cache, &secret).await;
-            put_lease(ns.client(), &owner(&cache), None, "").await;
+            put_lease(ns.client(), &OwnerRef::of(&cache), None, "").await;
         }
     })
     .await;

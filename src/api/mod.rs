@@ -1,5 +1,6 @@
 //! The `TokenCache` object: its types, its rules, and the names of labels and annotations. No I/O.
 
+mod conditions;
 mod duration;
 mod expires_at;
 pub mod github_app;
@@ -16,6 +17,7 @@ mod status;
 #[cfg(feature = "controller")]
 mod validate;
 
+pub use conditions::{READY, STALLED, condition};
 pub use duration::{Duration, InvalidDuration};
 pub use expires_at::ExpiresAt;
 pub use spec::{

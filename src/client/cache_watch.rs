@@ -8,7 +8,7 @@ use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{Cache, Client, Error};
 use crate::k8s::{
-    client::{watch_words, words},
+    error::{message, watch_message},
     watch::watch_one,
 };
 
@@ -41,11 +41,11 @@ impl Follow {
                     Ok(cache) => Ok(Ok(cache.map(Arc::new))),
                     Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) => {
                         match client.call("list and watch", "tokencaches", &name, "fetch").refused(error) {
-                            Error::Api(error) => Err(words(&error)),
+                            Error::Api(error) => Err(message(&error)),
                             refused => Ok(Err(refused)),
                         }
                     }
-                    Err(error) => Err(watch_words(&error)),
+                    Err(error) => Err(watch_message(&error)),
                 };
                 match news {
                     Ok(news) => drop(sender.send_replace(Some((Instant::now(), news)))),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::k8s::client::words;
+use crate::k8s::error::message;
 
 /// Why there is no value. It never holds one.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -96,7 +96,7 @@ pub enum Error {
         name: String,
     },
     /// The Kubernetes API failed.
-    #[error("the Kubernetes API failed: {}", words(.0))]
+    #[error("the Kubernetes API failed: {}", message(.0))]
     Api(Arc<kube::Error>),
 }
 

@@ -18,7 +18,7 @@ use super::{
     value::{Found, Stamp},
 };
 use crate::{
-    k8s::{client::watch_words, secret::SealedSecret, watch::watch_one},
+    k8s::{error::watch_message, secret::SealedSecret, watch::watch_one},
     time::{later, until},
 };
 
@@ -315,7 +315,7 @@ async fn renew(client: &Client, name: &str, value: Arc<Value>) -> Result<Option<
 
 /// The watch is taken up again by itself; what is refused is said.
 fn report(client: &Client, secret_name: &str, slot: &Slot, error: watcher::Error) {
-    tracing::debug!(secret_name, error = watch_words(&error), "the watch of a Secret is taken up again");
+    tracing::debug!(secret_name, error = watch_message(&error), "the watch of a Secret is taken up again");
     if let watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) = error {
         let refused = client.call("list and watch", "secrets", secret_name, "watch").refused(error);
         slot.error.store(Some(Arc::new(refused)));

@@ -13,7 +13,10 @@ use crate::{
         ExpiresAt,
         names::{ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCHED_AT},
     },
-    k8s::secret::{SealedSecret, SecretBytes},
+    k8s::{
+        object::controlling_token_cache,
+        secret::{SealedSecret, SecretBytes},
+    },
     time::{self, Clock, Deadline},
 };
 
@@ -216,12 +219,7 @@ impl Found {
 
 /// Whether the controlling owner is the TokenCache of that name.
 pub(super) fn is_own(cache: &str, metadata: &ObjectMeta) -> bool {
-    metadata.owner_references.iter().flatten().any(|owner| {
-        owner.controller == Some(true)
-            && owner.kind == "TokenCache"
-            && owner.api_version.starts_with(crate::api::names::RESERVED_PREFIX)
-            && owner.name == cache
-    })
+    controlling_token_cache(metadata).is_some_and(|owner| owner.name == cache)
 }
 
 #[cfg(test)]

@@ -10,9 +10,12 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 
 use super::{reconcile::at, store::Kept};
-use crate::reconcile::{
-    run::{Ran, RunError},
-    state::{Key, Notes},
+use crate::{
+    k8s::object::ObjectKey,
+    reconcile::{
+        run::{Ran, RunError},
+        state::Notes,
+    },
 };
 
 /// Has the objects looked at that wait for the API server, once it is back. Shared by the watches of all namespaces.
@@ -39,7 +42,7 @@ impl Recovery {
             Ok(Ran::Cancelled | Ran::Busy { holder: None, .. }) => false,
             Ok(_) => state.outage.answered(now),
             Err(error) => {
-                if error.is_of_server() {
+                if error.is_retryable() {
                     state.outage.failed();
                 }
                 false
@@ -52,7 +55,7 @@ impl Recovery {
 }
 
 impl State {
-    fn look(&self, key: &Key) {
+    fn look(&self, key: &ObjectKey) {
         let concerned = |scope: &Option<String>| scope.as_ref().is_none_or(|namespace| *namespace == key.0);
         for (_, looks) in self.scopes.iter().filter(|(scope, _)| concerned(scope)) {
             // Nobody listens any more only when the controller ends.
@@ -89,7 +92,7 @@ impl Outage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reconcile::observe::ApiError;
+    use crate::k8s::ApiError;
 
     #[test]
     fn once_the_api_server_is_back_all_that_wait_for_it_are_looked_at_in_whichever_namespace() {

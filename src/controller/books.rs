@@ -20,8 +20,9 @@ use crate::{
     api::TokenCache,
     controller::reference_index::References,
     fetch::{Reference, ReferenceKind, references, token_state},
-    lock::{Locks, Owner},
-    reconcile::state::{Key, Notes},
+    k8s::object::{ObjectKey, OwnerRef},
+    lock::Locks,
+    reconcile::state::Notes,
 };
 
 /// What is kept in step with the TokenCaches as the watch brings them.
@@ -33,7 +34,7 @@ pub(super) struct Books {
     pub(super) peers: Peers,
     pub(super) locks: Locks,
     /// The objects of the list that is being read.
-    pub(super) listed: HashSet<Key>,
+    pub(super) listed: HashSet<ObjectKey>,
 }
 
 impl Books {
@@ -105,7 +106,7 @@ impl Books {
     }
 
     /// Keeps in mind what a TokenCache refers to, and no more what it referred to.
-    fn refer(&self, key: &Key, old: Option<&Kept>, new: Option<&TokenCache>) {
+    fn refer(&self, key: &ObjectKey, old: Option<&Kept>, new: Option<&TokenCache>) {
         let old = old.and_then(|old| old.read().ok());
         let of = |cache: Option<&TokenCache>| {
             let named = cache.map(|cache| references(&cache.spec)).unwrap_or_default();
@@ -120,9 +121,9 @@ impl Books {
 }
 
 /// What the Lease of a TokenCache is taken for.
-fn owner(kept: &Kept) -> Owner {
+fn owner(kept: &Kept) -> OwnerRef {
     let (namespace, name) = key(kept);
-    Owner { namespace, name, uid: kept.all_metadata().uid.unwrap_or_default() }
+    OwnerRef { namespace, name, uid: kept.all_metadata().uid.unwrap_or_default() }
 }
 
 pub(super) fn secret_named(name: &str) -> Reference {
@@ -167,7 +168,7 @@ mod tests {
                 writer.apply_watcher_event(&books.keep(event));
             }
         };
-        let owner = |name: &str, uid: &str| Owner { namespace: "ns".into(), name: name.into(), uid: uid.into() };
+        let owner = |name: &str, uid: &str| OwnerRef { namespace: "ns".into(), name: name.into(), uid: uid.into() };
         list(&mut books, &[("a", "1"), ("b", "2"), ("c", "3")]);
         for (name, uid) in [("a", "1"), ("b", "2"), ("c", "3")] {
             books.notes.with(&("ns".to_owned(), name.to_owned()), |note| note.met = true);

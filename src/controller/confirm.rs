@@ -9,10 +9,11 @@ use tokio::time::Instant;
 use super::reconcile::{Context, LOOK_AGAIN};
 use crate::{
     api::{TokenCache, TokenCacheStatus},
+    k8s::{ApiError, live_secret, object::ObjectKey},
     reconcile::{
-        observe::{ApiError, Watched, live_secret, note_found, observed},
+        observe::{Watched, note_found, observed},
         plan::Observed,
-        state::{Key, Note, version},
+        state::{Note, version},
         status::ready_condition,
         write_secret::{Removal, remove},
     },
@@ -23,7 +24,7 @@ impl Context {
     /// was behind, and the next look goes by what was read.
     pub(super) async fn confirm(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         cache: &TokenCache,
         note: &Note,
         watched: &mut Watched,
@@ -36,7 +37,7 @@ impl Context {
         self.read_live(key, cache, watched).await
     }
 
-    async fn read_live(&self, key: &Key, cache: &TokenCache, watched: &mut Watched) -> Result<bool, ApiError> {
+    async fn read_live(&self, key: &ObjectKey, cache: &TokenCache, watched: &mut Watched) -> Result<bool, ApiError> {
         let found = live_secret(&self.runner.client, &key.0, cache.secret_name()).await?;
         if version(found.as_ref()) == version(watched.metadata.as_deref()) {
             return Ok(false);
@@ -50,7 +51,7 @@ impl Context {
     /// else from being done. Gives when to look again.
     pub(super) async fn remove_expired(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         cache: &TokenCache,
         note: &Note,
         watched: &mut Watched,

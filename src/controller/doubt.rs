@@ -6,18 +6,24 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::reconcile::Context;
 use crate::{
     api::TokenCache,
+    k8s::object::{ObjectKey, OwnerRef},
     reconcile::{
         observe::observed,
         plan::{Plan, decide},
-        run::owner,
-        state::{Key, Note},
+        state::Note,
     },
 };
 
 impl Context {
     /// Finds out whether a failure that this process has not had, and that holds back a fetch, can be another client's: that
     /// would have held the Lease since. While the Lease cannot be read, it is taken for one.
-    pub(super) async fn doubt(&self, key: &Key, cache: &TokenCache, metadata: Option<&ObjectMeta>, note: &mut Note) {
+    pub(super) async fn doubt(
+        &self,
+        key: &ObjectKey,
+        cache: &TokenCache,
+        metadata: Option<&ObjectMeta>,
+        note: &mut Note,
+    ) {
         let version = cache.metadata.resource_version.as_deref().unwrap_or_default();
         if !note.may_doubt() || note.doubted.as_deref().is_some_and(|(doubted, _)| doubted == version) {
             return;
@@ -27,7 +33,7 @@ impl Context {
         if !seen.is_told_failure() || matches!(decide(&seen, now), Plan::Fetch(_)) {
             return;
         }
-        let is_forged = match self.runner.locks.is_as_left(&owner(cache)).await {
+        let is_forged = match self.runner.locks.is_as_left(&OwnerRef::of(cache)).await {
             Ok(is_forged) => is_forged,
             Err(error) => {
                 tracing::debug!(namespace = key.0, name = key.1, %error, "the Lease cannot be read");

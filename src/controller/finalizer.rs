@@ -9,10 +9,8 @@ use serde_json::json;
 
 use crate::{
     api::{RetentionPolicy, TokenCache, names::FINALIZER},
-    reconcile::{
-        observe::{ApiError, limited},
-        write_secret::set_free,
-    },
+    k8s::{ApiError, call},
+    reconcile::write_secret::set_free,
 };
 
 /// Does what deletion calls for, and keeps the finalizer as the policy wants it. True: there is nothing else to do.
@@ -57,7 +55,7 @@ pub(super) async fn set(client: &Client, metadata: &ObjectMeta, finalizers: Vec<
     }});
     let api = Api::<TokenCache>::namespaced(client.clone(), metadata.namespace.as_deref().unwrap_or_default());
     let name = metadata.name.as_deref().unwrap_or_default();
-    match limited(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch))).await {
+    match call(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch))).await {
         Err(error) if error.code() == Some(404) => Ok(()),
         other => other.map(|_| ()),
     }

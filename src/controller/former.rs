@@ -8,13 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::reconcile::Context;
 use crate::{
     api::TokenCache,
-    reconcile::{
-        desired_secret::{fetch_hash, holds_value},
-        observe::ApiError,
-        plan::Observed,
-        state::Key,
-        write_secret::remove_former,
-    },
+    fetch::fetch_hash,
+    k8s::{ApiError, object::ObjectKey},
+    reconcile::{desired_secret::holds_value, plan::Observed, write_secret::remove_former},
 };
 
 /// How long to wait after a removal that the API server refused.
@@ -23,7 +19,7 @@ const REFUSED: Duration = Duration::from_secs(300);
 impl Context {
     /// The names of the Secrets with values of this TokenCache, other than `current`. They are found by their owner: status
     /// may be lost, or written by anyone who may patch it.
-    pub(super) fn former_secrets(&self, key: &Key, cache: &ObjectMeta, current: &str) -> Vec<String> {
+    pub(super) fn former_secrets(&self, key: &ObjectKey, cache: &ObjectMeta, current: &str) -> Vec<String> {
         let former = self.secrets.of(key, current).into_iter();
         let former = former.filter(|secret| secret.deletion_timestamp.is_none() && holds_value(cache, secret));
         former.filter_map(|secret| secret.name).collect()
@@ -32,7 +28,7 @@ impl Context {
     /// Removes the Secrets of former names where they are not needed any more. Gives when to look again.
     pub(super) async fn remove_former_secrets(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         cache: &TokenCache,
         seen: &Observed<'_>,
     ) -> Result<Option<Duration>, ApiError> {
@@ -43,7 +39,7 @@ impl Context {
         for former in self.former_secrets(key, &cache.metadata, cache.secret_name()) {
             match remove_former(&self.runner.client, key, cache, &former).await {
                 Ok(()) => {}
-                Err(error) if error.is_of_server() => return Err(error),
+                Err(error) if error.is_retryable() => return Err(error),
                 Err(error) => {
                     let (namespace, name) = key;
                     tracing::warn!(

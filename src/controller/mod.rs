@@ -35,10 +35,8 @@ use self::concurrency::Concurrency;
 use crate::{
     api::TokenCache,
     fetch::{expressions_waiting, large_fetches, lookups},
-    reconcile::{
-        observe::{ApiError, limited},
-        run::Runner,
-    },
+    k8s::{ApiError, call},
+    reconcile::run::Runner,
     telemetry::{admin::Readiness, metrics::Metrics},
 };
 
@@ -189,7 +187,7 @@ async fn wait_for_crd(client: &Client, settings: &Settings, readiness: &Readines
             Some(namespace) => Api::namespaced(client.clone(), namespace),
             None => Api::all(client.clone()),
         };
-        let waiting = match limited(api.list_metadata(&ListParams::default().limit(1))).await {
+        let waiting = match call(api.list_metadata(&ListParams::default().limit(1))).await {
             Ok(_) => return,
             Err(error) => waiting_for(&error),
         };

@@ -29,12 +29,16 @@ use super::{
 use crate::{
     api::{TokenCache, reason::Reason},
     controller::preferred_replica,
+    k8s::{
+        ApiError, live_secret,
+        object::{ObjectKey, OwnerRef},
+    },
     reconcile::{
         desired_secret::{Integrity, SecretState, read},
-        observe::{ApiError, Watched, checked, checked_at_once, live_secret, note_found, observed, verify},
+        observe::{Watched, checked, checked_at_once, note_found, observed, verify},
         plan::{Observed, Plan, backoff, decide},
-        run::{RunError, Runner, owner},
-        state::{Key, Note, Turn, version},
+        run::{RunError, Runner},
+        state::{Note, Turn, version},
         status::at_rest,
     },
     time::until,
@@ -53,16 +57,16 @@ impl Peers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).saw(replica, now);
     }
 
-    fn rank(&self, key: &Key, now: Instant) -> u32 {
+    fn rank(&self, key: &ObjectKey, now: Instant) -> u32 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).rank(&object(key), now)
     }
 
-    pub(super) fn let_pass(&self, key: &Key) {
+    pub(super) fn let_pass(&self, key: &ObjectKey) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).let_pass(&object(key));
     }
 }
 
-fn object(key: &Key) -> String {
+fn object(key: &ObjectKey) -> String {
     format!("{}/{}", key.0, key.1)
 }
 
@@ -128,7 +132,7 @@ pub(super) async fn reconcile(object: Arc<Kept>, context: Arc<Context>) -> Resul
 
 impl Context {
     /// Counts failures of the API in a row, and says when to look again after one.
-    pub(super) fn settled(&self, key: &Key, tended: Result<Option<Duration>, RunError>) -> Option<Duration> {
+    pub(super) fn settled(&self, key: &ObjectKey, tended: Result<Option<Duration>, RunError>) -> Option<Duration> {
         let notes = &self.runner.notes;
         match tended {
             Ok(wake) => {
@@ -150,7 +154,7 @@ impl Context {
         }
     }
 
-    async fn tend(self: &Arc<Self>, object: &Kept, key: &Key) -> Result<Look, RunError> {
+    async fn tend(self: &Arc<Self>, object: &Kept, key: &ObjectKey) -> Result<Look, RunError> {
         match self.runner.notes.with(key, Note::look) {
             Turn::Now => {}
             Turn::AfterRun => return Ok(Look::Running),
@@ -233,7 +237,7 @@ impl Context {
 
     /// The notes on a TokenCache whose spec is checked. `None` while it is being checked, which has the object looked at
     /// when it is done: compiling expressions takes a while, and looks are few.
-    fn checked(self: &Arc<Self>, key: &Key, cache: &TokenCache) -> Option<Note> {
+    fn checked(self: &Arc<Self>, key: &ObjectKey, cache: &TokenCache) -> Option<Note> {
         let notes = &self.runner.notes;
         if let Some(note) = checked_at_once(notes, key, cache) {
             return Some(note);
@@ -258,7 +262,7 @@ impl Context {
     }
 
     /// What is known of the Secret: as the watch has it, or as this process wrote or read it.
-    pub(super) fn watched(&self, key: &Key, cache: &TokenCache, note: &Note) -> Watched {
+    pub(super) fn watched(&self, key: &ObjectKey, cache: &TokenCache, note: &Note) -> Watched {
         let shown = self.secrets.get(&(key.0.clone(), cache.secret_name().to_owned())).map(Arc::new);
         let shown_version = version(shown.as_deref()).map(Into::into);
         Watched { metadata: note.newest(cache.secret_name(), shown), shown: shown_version }
@@ -267,7 +271,7 @@ impl Context {
     /// A Secret that another client wrote to is read once and compared, unless a status explains the write first.
     async fn verify(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         cache: &TokenCache,
         watched: &Watched,
         note: &mut Note,
@@ -313,7 +317,7 @@ impl Context {
 
     /// What a process finds refused when it first meets an object, it tries once: what stood in the way may have changed
     /// while nobody watched.
-    fn meet(&self, key: &Key, cache: &TokenCache, note: &mut Note) {
+    fn meet(&self, key: &ObjectKey, cache: &TokenCache, note: &mut Note) {
         if note.met {
             return;
         }
@@ -332,7 +336,7 @@ impl Context {
     /// Looks whether a Secret or Lease that is not watched still stands in the way.
     async fn recheck(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         cache: &TokenCache,
         metadata: Option<&ObjectMeta>,
         note: &mut Note,
@@ -343,7 +347,7 @@ impl Context {
                 let metadata = live_secret(&self.runner.client, &key.0, cache.secret_name()).await?;
                 matches!(read(cache, metadata.as_ref(), None), SecretState::Foreign(_))
             }
-            Some((Reason::LeaseNotOwned, _)) => self.runner.locks.is_foreign(&owner(cache)).await?,
+            Some((Reason::LeaseNotOwned, _)) => self.runner.locks.is_foreign(&OwnerRef::of(cache)).await?,
             _ => return Ok(None),
         };
         if stands {
@@ -358,7 +362,7 @@ impl Context {
     }
 
     /// When to look again, where a run is not to begin now: another replica is at it, or is to go first.
-    fn turn(&self, key: &Key, seen: &Observed<'_>, note: &Note) -> Option<Duration> {
+    fn turn(&self, key: &ObjectKey, seen: &Observed<'_>, note: &Note) -> Option<Duration> {
         let now = Instant::now();
         let due_since = self.runner.notes.with(key, |note| *note.due_since.get_or_insert(now));
         let runs = seen.cache.runs();
@@ -377,7 +381,7 @@ impl Context {
     }
 }
 
-pub(super) fn at((namespace, name): &Key) -> ObjectRef<Kept> {
+pub(super) fn at((namespace, name): &ObjectKey) -> ObjectRef<Kept> {
     ObjectRef::new(name).within(namespace)
 }
 

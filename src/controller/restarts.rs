@@ -8,18 +8,18 @@ use tokio::time::Instant;
 use super::reconcile::{Context, LOOK_AGAIN};
 use crate::{
     api::{TokenCache, reason::Reason},
+    k8s::{ApiError, live_secret, object::ObjectKey},
     reconcile::{
         desired_secret::{Integrity, SecretState, Stored, written_at},
-        observe::{ApiError, live_secret},
         plan::Observed,
         rollout::{Cause, Left, PATIENCE, restart},
-        state::{Key, Rollout},
+        state::Rollout,
     },
 };
 
 impl Context {
     /// Restarts what is to be restarted for the value that is there, and says when to look again.
-    pub(super) async fn restarts(&self, key: &Key, cache: &TokenCache, seen: &Observed<'_>) -> Option<Duration> {
+    pub(super) async fn restarts(&self, key: &ObjectKey, cache: &TokenCache, seen: &Observed<'_>) -> Option<Duration> {
         let targets = &cache.spec.rollout_restart_targets;
         if targets.is_empty() || cache.spec.suspend || seen.invalid.is_some() || self.stop.begin.is_cancelled() {
             return None;
@@ -82,7 +82,7 @@ impl Context {
     /// When the Secret was written with the value that it has since `changed_at`.
     async fn written_at(
         &self,
-        (namespace, _): &Key,
+        (namespace, _): &ObjectKey,
         secret: &str,
         stored: &Stored,
         changed_at: DateTime<Utc>,

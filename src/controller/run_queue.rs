@@ -15,14 +15,15 @@ use super::{
     untrue::TOLERATED,
 };
 use crate::{
-    api::TokenCache,
+    api::{READY, TokenCache, condition},
     fetch::Progress,
+    k8s::{ApiError, object::ObjectKey},
     reconcile::{
-        observe::{ApiError, checked, observed},
+        observe::{checked, observed},
         plan::{Observed, Plan, decide},
         run::{Ran, RunError},
-        state::{Key, Note},
-        status::{READY, condition, during_run},
+        state::Note,
+        status::during_run,
     },
 };
 
@@ -40,7 +41,7 @@ const PROMPT: Duration = Duration::from_secs(1);
 
 impl Context {
     /// Begins a run in a task of its own, whose end has the object looked at again.
-    pub(super) fn begin(self: &Arc<Self>, key: &Key, cache: &TokenCache, seen: &Observed<'_>) {
+    pub(super) fn begin(self: &Arc<Self>, key: &ObjectKey, cache: &TokenCache, seen: &Observed<'_>) {
         let (cancel, changed) = (self.stop.cancel.child_token(), Arc::new(Notify::new()));
         self.runner.notes.with(key, |note| {
             (note.cancel, note.changed) = (Some(cancel.clone()), Some(changed.clone()));
@@ -76,7 +77,7 @@ impl Context {
     }
 
     /// How long the value that this process knows of is still valid.
-    async fn next_expiry(&self, key: &Key) -> Option<Duration> {
+    async fn next_expiry(&self, key: &ObjectKey) -> Option<Duration> {
         let cache = self.shown(key)?;
         let note = checked(&self.runner.notes, key, &cache).await;
         let watched = self.watched(key, &cache, &note);
@@ -84,7 +85,7 @@ impl Context {
     }
 
     /// When to look again after a run, if nothing happens before.
-    fn after(&self, key: &Key, ran: Ran) -> Option<Duration> {
+    fn after(&self, key: &ObjectKey, ran: Ran) -> Option<Duration> {
         if !matches!(ran, Ran::Busy { .. }) {
             self.runner.notes.with_known(key, |note| note.due_since = None);
         }
@@ -112,7 +113,7 @@ impl Context {
     /// meanwhile.
     async fn reporting(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         moments: &[Option<Duration>],
         progress: &Progress,
         changed: Option<&Notify>,
@@ -166,7 +167,7 @@ impl Context {
     /// Waits for a place, and runs what the watch shows by then.
     async fn run(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         (work, request): (Work, Request),
         fresh: bool,
         cancel: &CancellationToken,
@@ -209,12 +210,12 @@ impl Context {
     }
 
     /// The TokenCache as the watch shows it, if it can be read.
-    fn shown(&self, key: &Key) -> Option<TokenCache> {
+    fn shown(&self, key: &ObjectKey) -> Option<TokenCache> {
         self.caches.get(&at(key))?.read().ok()
     }
 
     /// Brings status in line with the time while a run goes on, and removes an expired Secret if it is to go.
-    pub(super) async fn report_meanwhile(&self, key: &Key) -> Result<(), ApiError> {
+    pub(super) async fn report_meanwhile(&self, key: &ObjectKey) -> Result<(), ApiError> {
         let Some(cache) = &self.shown(key) else { return Ok(()) };
         let note = checked(&self.runner.notes, key, cache).await;
         let mut watched = self.watched(key, cache, &note);

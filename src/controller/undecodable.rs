@@ -11,13 +11,9 @@ use serde_json::{Value, json};
 
 use super::{finalizer::set, reconcile::Context};
 use crate::{
-    api::{TokenCache, names::FINALIZER, reason::Reason},
-    reconcile::{
-        observe::{ApiError, limited},
-        state::Key,
-        status::{READY, STALLED},
-        write_secret::set_free,
-    },
+    api::{READY, STALLED, TokenCache, names::FINALIZER, reason::Reason},
+    k8s::{ApiError, call, object::ObjectKey},
+    reconcile::write_secret::set_free,
     time::rfc3339,
 };
 
@@ -25,13 +21,13 @@ impl Context {
     /// Says so once, in status and by an event; lets the object go when it is deleted.
     pub(super) async fn report_undecodable(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         metadata: ObjectMeta,
         complaint: &str,
     ) -> Result<Option<Duration>, ApiError> {
         if metadata.deletion_timestamp.is_some() {
             if metadata.finalizers.iter().flatten().any(|name| name == FINALIZER) {
-                let found = limited(self.unread(key).get(&key.1)).await?;
+                let found = call(self.unread(key).get(&key.1)).await?;
                 let named = found.data.pointer("/spec/target/name").and_then(Value::as_str).unwrap_or(&key.1);
                 let mut secrets = self.former_secrets(key, &found.metadata, named);
                 secrets.push(named.to_owned());
@@ -53,14 +49,14 @@ impl Context {
     }
 
     /// The API for objects that cannot be decoded.
-    fn unread(&self, key: &Key) -> Api<DynamicObject> {
+    fn unread(&self, key: &ObjectKey) -> Api<DynamicObject> {
         let resource = ApiResource::erase::<TokenCache>(&());
         Api::namespaced_with(self.runner.client.clone(), &key.0, &resource)
     }
 
-    async fn write_complaint(&self, key: &Key, metadata: ObjectMeta, complaint: &str) -> Result<(), ApiError> {
+    async fn write_complaint(&self, key: &ObjectKey, metadata: ObjectMeta, complaint: &str) -> Result<(), ApiError> {
         let api = self.unread(key);
-        let found = limited(api.get(&key.1)).await?;
+        let found = call(api.get(&key.1)).await?;
         let told = found.data.pointer("/status/conditions").and_then(Value::as_array).into_iter().flatten();
         if told.into_iter().any(|condition| condition["type"] == STALLED && condition["message"] == complaint) {
             return Ok(());
@@ -76,7 +72,7 @@ impl Context {
             "metadata": { "resourceVersion": found.metadata.resource_version },
             "status": { "conditions": [condition(READY, "False"), condition(STALLED, "True")] },
         });
-        limited(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        call(api.patch_status(&key.1, &PatchParams::default(), &Patch::Merge(patch))).await?;
         let object = metadata.into_response_partial::<TokenCache>();
         self.runner.events.publish(&object, Reason::InvalidSpec, complaint).await;
         Ok(())

@@ -7,10 +7,10 @@ use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
 use super::reconcile::Context;
-use crate::reconcile::{
-    plan::Observed,
-    state::Key,
-    status::{READY, condition},
+use crate::{
+    api::{READY, condition},
+    k8s::object::ObjectKey,
+    reconcile::plan::Observed,
 };
 
 /// How long that is. The fetch that is about to begin mostly brings a value sooner, and then nothing else is reported.
@@ -24,7 +24,7 @@ fn is_untrue(seen: &Observed<'_>, now: DateTime<Utc>) -> bool {
 
 impl Context {
     /// When status is to be corrected, where it says that there is a valid value and none was observed.
-    pub(super) fn untrue(&self, key: &Key, seen: &Observed<'_>) -> Option<Duration> {
+    pub(super) fn untrue(&self, key: &ObjectKey, seen: &Observed<'_>) -> Option<Duration> {
         let untrue = is_untrue(seen, self.runner.clock.now());
         self.runner.notes.with(key, |note| {
             note.untrue = untrue.then(|| note.untrue.unwrap_or_else(Instant::now));

@@ -29,13 +29,15 @@ use super::{
 };
 use crate::{
     api::names::{LABEL_MANAGED, LABEL_SOURCE},
-    controller::reference_index::{Change, References},
+    controller::reference_index::References,
     fetch::{Reference, ReferenceKind},
-    k8s::{client::watch_words, metadata::MetadataOnly, watch::watch_all},
-    reconcile::{
-        run::Runner,
-        state::{Key, Notes},
+    k8s::{
+        error::watch_message,
+        metadata::MetadataOnly,
+        object::{ObjectKey, controlling_token_cache},
+        watch::watch_all,
     },
+    reconcile::{run::Runner, source_change::SourceChange, state::Notes},
     telemetry::admin::Readiness,
 };
 
@@ -245,7 +247,7 @@ fn tell_synced<K>(synced: &CancellationToken) -> impl FnMut(&Event<K>) + use<K> 
     }
 }
 
-pub(super) fn key(object: &impl Resource) -> Key {
+pub(super) fn key(object: &impl Resource) -> ObjectKey {
     let metadata = object.meta();
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
@@ -266,8 +268,7 @@ fn concerned(secret: &SecretMeta, targets: &References, notes: &Notes) -> Vec<Ob
 
 /// The name of the TokenCache that owns a Secret.
 pub(super) fn owner_of(secret: &ObjectMeta) -> Option<String> {
-    let owner = secret.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
-    (owner.kind == "TokenCache").then(|| owner.name.clone())
+    controlling_token_cache(secret).map(|owner| owner.name.clone())
 }
 
 fn secret_event(event: &Event<SecretMeta>, notes: &Notes) {
@@ -308,7 +309,7 @@ impl Sources {
         if waiting.is_empty() {
             return Vec::new();
         }
-        let change = Change::newest(object.meta());
+        let change = SourceChange::newest(object.meta());
         let waits = |name: String| {
             let key = (namespace.clone(), name);
             let at = at(&key);
@@ -326,7 +327,7 @@ impl Sources {
 fn log_watch(what: &'static str, readiness: &Readiness) -> impl FnMut(&watcher::Error) + use<> {
     let readiness = readiness.clone();
     move |error| {
-        let error = watch_words(error);
+        let error = watch_message(error);
         tracing::warn!(error, "the watch of {what} broke; it is taken up again");
         readiness.send_if_modified(|waiting| match waiting {
             Some(waiting) => {

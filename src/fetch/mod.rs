@@ -26,6 +26,7 @@ mod resolver;
 mod service_account_token;
 mod signing;
 mod source_objects;
+pub(crate) mod spec_hash;
 mod state_secret;
 #[cfg(test)]
 mod test_keys;
@@ -56,6 +57,7 @@ pub use self::{
     lookup::lookups,
     memory::{Held, large_fetches},
     render::render_in_turn,
+    spec_hash::fetch_hash,
     validate::{check, is_quick},
 };
 use self::{hosts::Server, http_client::Clients, memory::Memory, source_objects::Sources, token_request::TokenLimits};
@@ -65,7 +67,7 @@ use crate::{
         oauth2::{CaKind, Proxy, Tls},
         reason::Reason,
     },
-    lock::Owner,
+    k8s::object::OwnerRef,
     time::Clock,
 };
 
@@ -144,7 +146,7 @@ impl fmt::Debug for Fetcher {
 struct Attempt<'a> {
     sources: Sources,
     client: &'a kube::Client,
-    owner: Owner,
+    owner: OwnerRef,
     clients: &'a Clients,
     clock: &'a Clock,
     phase: Phase,
@@ -312,7 +314,7 @@ impl Fetcher {
         let Inner { client, clients, require_source_label, jobs, late, clock, stopping, .. } = &*self.0;
         validate::check_type(cache.spec.target.secret_type(), &self.0.target_types)
             .map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
-        let owner = crate::reconcile::run::owner(cache);
+        let owner = crate::k8s::object::OwnerRef::of(cache);
         let (server, proxy) = peers(&cache.spec);
         let goes_to = [server, proxy].map(|url| url.as_ref().and_then(Server::of));
         let tokens = TokenLimits {
@@ -442,7 +444,7 @@ impl Reference {
 pub fn token_state(cache: &TokenCache) -> Option<Reference> {
     let refreshes =
         matches!(cache.spec.fetch.source(), Some(Source::OAuth2(oauth2)) if oauth2.refresh_token_ref.is_some());
-    refreshes.then(|| Reference::secret(&state_secret::name(&crate::reconcile::run::owner(cache))))
+    refreshes.then(|| Reference::secret(&state_secret::name(&crate::k8s::object::OwnerRef::of(cache))))
 }
 
 /// The objects that a spec refers to, for watches: sorted, each once.

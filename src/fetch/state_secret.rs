@@ -8,25 +8,26 @@ use kube::{Api, Client, api::PostParams};
 
 use crate::{
     api::names::{ANNOTATION_EXPIRES_AT, LABEL_MANAGED, LABEL_STATE},
-    k8s::secret::{SealedSecret, SecretBytes},
-    lock::Owner,
-    reconcile::observe::{ApiError, limited},
+    k8s::{
+        ApiError, call,
+        object::OwnerRef,
+        secret::{SealedSecret, SecretBytes},
+    },
 };
 
 /// The Secret's name.
-pub(super) fn name(owner: &Owner) -> String {
+pub(super) fn name(owner: &OwnerRef) -> String {
     format!("{}-state", owner.lease_name())
 }
 
 /// The Secret with its namespace, for messages.
-pub(super) fn place(owner: &Owner) -> String {
+pub(super) fn place(owner: &OwnerRef) -> String {
     format!("Secret {}/{}", owner.namespace, name(owner))
 }
 
 /// Why a Secret of that name must not be used, if so.
-pub(super) fn objection(owner: &Owner, metadata: &ObjectMeta) -> Option<&'static str> {
-    let mut owners = metadata.owner_references.iter().flatten();
-    let owned = owners.any(|reference| reference.uid == owner.uid && reference.controller == Some(true));
+pub(super) fn objection(owner: &OwnerRef, metadata: &ObjectMeta) -> Option<&'static str> {
+    let owned = owner.controls(metadata);
     let is_value = metadata.annotations.as_ref().is_some_and(|map| map.contains_key(ANNOTATION_EXPIRES_AT));
     match (owned, is_value) {
         (false, _) => Some("is not controlled by this TokenCache"),
@@ -39,15 +40,15 @@ pub(super) fn objection(owner: &Owner, metadata: &ObjectMeta) -> Option<&'static
 #[derive(Clone)]
 pub(super) struct StateSecret {
     api: Api<SealedSecret>,
-    owner: Owner,
+    owner: OwnerRef,
 }
 
 impl StateSecret {
-    pub(super) fn new(client: &Client, owner: &Owner) -> Self {
+    pub(super) fn new(client: &Client, owner: &OwnerRef) -> Self {
         Self { api: Api::namespaced(client.clone(), &owner.namespace), owner: owner.clone() }
     }
 
-    pub(super) fn owner(&self) -> &Owner {
+    pub(super) fn owner(&self) -> &OwnerRef {
         &self.owner
     }
 
@@ -56,7 +57,7 @@ impl StateSecret {
     }
 
     pub(super) async fn read(&self) -> Result<Option<SealedSecret>, ApiError> {
-        limited(self.api.get_opt(&name(&self.owner))).await
+        call(self.api.get_opt(&name(&self.owner))).await
     }
 
     /// Creates the Secret, or updates it if it still is as it was found.
@@ -83,9 +84,9 @@ impl StateSecret {
         labels.extend([LABEL_MANAGED, LABEL_STATE].map(|label| (label.to_owned(), "true".to_owned())));
         change(&mut secret.data);
         if exists {
-            limited(self.api.replace(&name, params, &secret)).await
+            call(self.api.replace(&name, params, &secret)).await
         } else {
-            limited(self.api.create(params, &secret)).await
+            call(self.api.create(params, &secret)).await
         }
     }
 }

@@ -24,7 +24,6 @@ use hyper_util::{
 use kube::{
     Config,
     client::{Body, ClientBuilder, ConfigExt as _, retry::RetryPolicy},
-    runtime::watcher,
 };
 use percent_encoding::percent_decode_str;
 use rustls::crypto::CryptoProvider;
@@ -130,51 +129,13 @@ where
     Ok(connection.boxed())
 }
 
-/// What to say of a call that failed: the API server's own sentence where there is one, without the debug text that kube
-/// puts around it, else all causes, of which only the last may tell.
-#[must_use]
-pub fn words(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => format!("{} ({})", status.message, status.code),
-        // A parser may quote what it could not read.
-        kube::Error::SerdeError(_) => "its answer cannot be read".to_owned(),
-        kube::Error::Service(error) => causes(error.as_ref()),
-        other => causes(other),
-    }
-}
-
-/// The same of a watch that broke.
-#[must_use]
-pub fn watch_words(error: &watcher::Error) -> String {
-    match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => words(error),
-        other => other.to_string(),
-    }
-}
-
-/// Whether the API server is at fault, or was not reached or not understood; not where it refused what was asked.
-#[must_use]
-pub fn is_of_server(error: &kube::Error) -> bool {
-    match error {
-        kube::Error::Api(status) => matches!(status.code, 429 | 500..),
-        _ => true,
-    }
-}
-
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 #[cfg(test)]
 mod tests {
     use axum_server::tls_rustls::RustlsConfig;
-    use kube::core::Status;
     use serde_json::json;
 
     use super::*;
+    use crate::k8s::error::message;
 
     #[tokio::test]
     async fn an_api_server_whose_url_has_an_ipv6_address_is_reached_and_its_certificate_is_verified() {
@@ -199,7 +160,7 @@ mod tests {
             connect(config).expect("a client").apiserver_version().await
         };
         assert_eq!(ask(Some(certificate)).await.expect("an answer").minor, "36");
-        let error = words(&ask(None).await.expect_err("nobody vouches for it"));
+        let error = message(&ask(None).await.expect_err("nobody vouches for it"));
         assert!(error.contains("certificate"), "{error}");
     }
 
@@ -212,30 +173,10 @@ mod tests {
         config.default_retry = false;
         let client = connect(config).expect("a client");
         let error = client.apiserver_version().await.expect_err("nobody listens");
-        assert!(words(&error).ends_with("tcp connect error: Connection refused (os error 111)"), "{}", words(&error));
-    }
-
-    #[test]
-    fn the_api_servers_own_sentence_is_told_and_nothing_of_an_answer_that_cannot_be_read() {
-        let refused = kube::Error::Api(Status::failure("not you", "Forbidden").with_code(403).boxed());
-        assert_eq!(words(&refused), "not you (403)");
-        let unread = serde_json::from_str::<u8>("\"hunter2\"").expect_err("no number");
-        assert!(unread.to_string().contains("hunter2"));
-        let unread = kube::Error::SerdeError(unread);
-        assert_eq!(words(&unread), "its answer cannot be read");
-        assert_eq!(watch_words(&watcher::Error::WatchFailed(unread)), "its answer cannot be read");
-    }
-
-    #[test]
-    fn the_api_server_is_at_fault_unless_it_understood_and_refused() {
-        let answered = |code| kube::Error::Api(Status::failure("no", "").with_code(code).boxed());
-        for code in [429, 500, 503, 504] {
-            assert!(is_of_server(&answered(code)), "{code}");
-        }
-        for code in [400, 401, 403, 404, 409, 422] {
-            assert!(!is_of_server(&answered(code)), "{code}");
-        }
-        let unread = serde_json::from_str::<u8>("").expect_err("no number");
-        assert!(is_of_server(&kube::Error::SerdeError(unread)));
+        assert!(
+            message(&error).ends_with("tcp connect error: Connection refused (os error 111)"),
+            "{}",
+            message(&error)
+        );
     }
 }

@@ -13,7 +13,7 @@ use kube::{
 };
 use tokio::time::Instant;
 
-use crate::{api::reason::Reason, reconcile::observe::limited};
+use crate::{api::reason::Reason, k8s::call};
 
 /// Publishes events. Cloning shares how many may still be published.
 #[derive(Clone)]
@@ -88,7 +88,7 @@ impl Events {
         // A recorder folds events that are alike but for the note, and keeps the first note; a new one does not.
         let reporter = Reporter { controller: "tokencache".into(), instance: Some(self.instance.clone()) };
         let recorder = Recorder::new(self.client.clone(), reporter);
-        if let Err(error) = limited(recorder.publish(&event, &object.object_ref(&()))).await {
+        if let Err(error) = call(recorder.publish(&event, &object.object_ref(&()))).await {
             tracing::debug!(%error, %reason, "an event was not published");
         }
     }

@@ -11,7 +11,8 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Active, Identity, LockError, Locks, Owner, Seen};
+use super::{Active, Identity, LockError, Locks, Seen};
+use crate::k8s::object::OwnerRef;
 
 /// A Lease that is held. Dropped without [`Hold::release`], it is no longer renewed.
 #[derive(Debug)]
@@ -117,14 +118,14 @@ fn state(state: &Mutex<State>) -> State {
 }
 
 /// The Lease as it is now, if it still names this attempt.
-async fn mine(locks: &Locks, owner: &Owner, me: &Identity) -> Result<Option<Seen>, LockError> {
+async fn mine(locks: &Locks, owner: &OwnerRef, me: &Identity) -> Result<Option<Seen>, LockError> {
     let sighting = locks.look(owner).await?;
     Ok(sighting.map(|sighting| sighting.seen).filter(|seen| seen.holder.as_deref() == Some(&me.to_string())))
 }
 
 async fn renew(
     locks: Locks,
-    owner: Owner,
+    owner: OwnerRef,
     me: Identity,
     held: Arc<Mutex<State>>,
     lost: CancellationToken,
@@ -175,7 +176,7 @@ enum Renewal {
     Failed,
 }
 
-async fn renew_once(locks: &Locks, owner: &Owner, me: &Identity, seen: &Seen) -> Renewal {
+async fn renew_once(locks: &Locks, owner: &OwnerRef, me: &Identity, seen: &Seen) -> Renewal {
     match locks.renew(owner, me, seen).await {
         Ok(seen) => Renewal::Done(seen),
         Err(_) => match mine(locks, owner, me).await {

@@ -20,7 +20,7 @@ use std::{
 
 use k8s_openapi::{
     api::coordination::v1::{Lease as FullLease, LeaseSpec},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, Client, Resource, api::PostParams};
 use serde::{Deserialize, Serialize};
@@ -30,8 +30,9 @@ pub use hold::Hold;
 pub use judge::{Identity, Judgement, Seen, judge};
 
 use crate::{
-    api::names::{FIELD_MANAGER, LABEL_MANAGED, RESERVED_PREFIX},
-    k8s::{client::words, metadata},
+    api::names::{FIELD_MANAGER, LABEL_MANAGED},
+    k8s::object::{self, OwnerRef},
+    k8s::{error::message, metadata},
     time::{Clock, to_kube_micro},
 };
 
@@ -42,46 +43,6 @@ struct Lease {
     #[serde(deserialize_with = "metadata::metadata")]
     metadata: ObjectMeta,
     spec: Option<LeaseSpec>,
-}
-
-/// What a Lease is taken for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Owner {
-    /// Namespace of the TokenCache, and of the Lease.
-    pub namespace: String,
-    /// Name of the TokenCache.
-    pub name: String,
-    /// UID of the TokenCache.
-    pub uid: String,
-}
-
-impl Owner {
-    /// Namespace and name of the TokenCache.
-    #[must_use]
-    pub fn key(&self) -> (String, String) {
-        (self.namespace.clone(), self.name.clone())
-    }
-
-    /// Name of the Lease.
-    #[must_use]
-    pub fn lease_name(&self) -> String {
-        format!("tokencache-{}", self.name)
-    }
-
-    /// The reference by which the TokenCache owns what is made for it.
-    #[must_use]
-    pub fn reference(&self) -> OwnerReference {
-        OwnerReference {
-            api_version: "tokencache.dev/v1alpha1".into(),
-            kind: "TokenCache".into(),
-            name: self.name.clone(),
-            uid: self.uid.clone(),
-            controller: Some(true),
-            // It would take one more right where OwnerReferencesPermissionEnforcement is on, which besides refuses it
-            // until it knows a definition that was just created.
-            block_owner_deletion: None,
-        }
-    }
 }
 
 /// How an attempt to take a Lease ended, if not by an error.
@@ -124,7 +85,7 @@ pub enum LockError {
         name: String,
     },
     /// The API server refused, or did not answer.
-    #[error("{}", words(.0))]
+    #[error("{}", message(.0))]
     Api(#[from] kube::Error),
     /// It did not answer in time.
     #[error("the API server did not answer a request for the Lease {0} in time")]
@@ -143,9 +104,9 @@ struct Inner {
     nonce: String,
     attempts: AtomicU64,
     duration: Duration,
-    sightings: Mutex<HashMap<Owner, Sighting>>,
+    sightings: Mutex<HashMap<OwnerRef, Sighting>>,
     /// Those of which this process has an attempt, and whether the object is gone meanwhile.
-    active: Mutex<HashMap<Owner, bool>>,
+    active: Mutex<HashMap<OwnerRef, bool>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -170,11 +131,11 @@ struct Sighting {
 #[derive(Debug)]
 struct Active {
     locks: Locks,
-    owner: Owner,
+    owner: OwnerRef,
 }
 
 impl Active {
-    fn begin(locks: &Locks, owner: &Owner) -> Option<Self> {
+    fn begin(locks: &Locks, owner: &OwnerRef) -> Option<Self> {
         let mut active = locks.active();
         let Entry::Vacant(entry) = active.entry(owner.clone()) else { return None };
         entry.insert(false);
@@ -210,20 +171,20 @@ impl Locks {
     }
 
     /// Drops what is remembered of an object that is gone.
-    pub fn forget(&self, owner: &Owner) {
+    pub fn forget(&self, owner: &OwnerRef) {
         self.active().entry(owner.clone()).and_modify(|gone| *gone = true);
         self.sightings().remove(owner);
     }
 
-    fn active(&self) -> std::sync::MutexGuard<'_, HashMap<Owner, bool>> {
+    fn active(&self) -> std::sync::MutexGuard<'_, HashMap<OwnerRef, bool>> {
         self.0.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sightings(&self) -> std::sync::MutexGuard<'_, HashMap<Owner, Sighting>> {
+    fn sightings(&self) -> std::sync::MutexGuard<'_, HashMap<OwnerRef, Sighting>> {
         self.0.sightings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn api(&self, owner: &Owner) -> Api<Lease> {
+    fn api(&self, owner: &OwnerRef) -> Api<Lease> {
         Api::namespaced(self.0.client.clone(), &owner.namespace)
     }
 
@@ -231,7 +192,7 @@ impl Locks {
     ///
     /// # Errors
     /// When the Lease belongs to somebody else, or the API server fails.
-    pub async fn acquire(&self, owner: &Owner, last: LastHolder) -> Result<Acquired, LockError> {
+    pub async fn acquire(&self, owner: &OwnerRef, last: LastHolder) -> Result<Acquired, LockError> {
         let me = Identity::new(&self.0.replica, &self.0.nonce, self.0.attempts.fetch_add(1, Ordering::Relaxed));
         let Some(active) = Active::begin(self, owner) else {
             return Ok(Acquired::Busy { retry_in: self.0.duration / 10, holder: Some(me.to_string()) });
@@ -291,7 +252,7 @@ impl Locks {
     ///
     /// Only time in which it could be read counts: while the API server is away, its holder cannot renew it either. So
     /// after a read that failed, the time begins again.
-    async fn look(&self, owner: &Owner) -> Result<Option<Sighting>, LockError> {
+    async fn look(&self, owner: &OwnerRef) -> Result<Option<Sighting>, LockError> {
         let lease = self.limited(owner, self.api(owner).get_opt(&owner.lease_name())).await;
         let seen = lease.inspect_err(|_| self.forget(owner))?.map(seen);
         let mut sightings = self.sightings();
@@ -309,7 +270,7 @@ impl Locks {
     /// Creates the Lease, or replaces it if it still has the `resourceVersion`.
     async fn write(
         &self,
-        owner: &Owner,
+        owner: &OwnerRef,
         resource_version: Option<&str>,
         me: &Identity,
         transitions: i32,
@@ -326,7 +287,7 @@ impl Locks {
         self.put(owner, resource_version, spec).await
     }
 
-    async fn put(&self, owner: &Owner, resource_version: Option<&str>, spec: LeaseSpec) -> Result<Seen, LockError> {
+    async fn put(&self, owner: &OwnerRef, resource_version: Option<&str>, spec: LeaseSpec) -> Result<Seen, LockError> {
         let lease = Lease {
             metadata: ObjectMeta {
                 name: Some(owner.lease_name()),
@@ -348,12 +309,12 @@ impl Locks {
     }
 
     /// Renews, without a change of the transitions.
-    async fn renew(&self, owner: &Owner, me: &Identity, held: &Seen) -> Result<Seen, LockError> {
+    async fn renew(&self, owner: &OwnerRef, me: &Identity, held: &Seen) -> Result<Seen, LockError> {
         self.write(owner, Some(&held.resource_version), me, held.transitions).await
     }
 
     /// Empties the holder, and remembers the Lease as free, and whether it was `kept` until then.
-    async fn empty(&self, owner: &Owner, held: &Seen, kept: bool) -> Result<(), LockError> {
+    async fn empty(&self, owner: &OwnerRef, held: &Seen, kept: bool) -> Result<(), LockError> {
         let spec = LeaseSpec {
             holder_identity: Some(String::new()),
             lease_duration_seconds: Some(i32::try_from(self.0.duration.as_secs()).unwrap_or(i32::MAX)),
@@ -370,7 +331,7 @@ impl Locks {
     ///
     /// # Errors
     /// When the API server fails.
-    pub async fn is_foreign(&self, owner: &Owner) -> Result<bool, LockError> {
+    pub async fn is_foreign(&self, owner: &OwnerRef) -> Result<bool, LockError> {
         let sighting = self.look(owner).await?;
         let me = Identity::new(&self.0.replica, &self.0.nonce, u64::MAX);
         let seen = sighting.as_ref().map(|sighting| &sighting.seen);
@@ -381,7 +342,7 @@ impl Locks {
     ///
     /// # Errors
     /// When the API server fails.
-    pub async fn is_as_left(&self, owner: &Owner) -> Result<bool, LockError> {
+    pub async fn is_as_left(&self, owner: &OwnerRef) -> Result<bool, LockError> {
         let left = self.sightings().get(owner).filter(|sighting| sighting.released).cloned();
         let Some(left) = left else { return Ok(false) };
         let found = self.limited(owner, self.api(owner).get_opt(&owner.lease_name())).await?;
@@ -391,7 +352,7 @@ impl Locks {
     /// A time limit below the renewal interval, so that one lost answer does not cost the hold.
     fn limited<T>(
         &self,
-        owner: &Owner,
+        owner: &OwnerRef,
         call: impl Future<Output = Result<T, kube::Error>>,
     ) -> impl Future<Output = Result<T, LockError>> {
         // On the heap, and at once, so that who waits for it takes little.
@@ -419,16 +380,13 @@ impl LockError {
 
 fn seen(lease: Lease) -> Seen {
     let spec = lease.spec.unwrap_or_default();
-    let owners = lease.metadata.owner_references.unwrap_or_default();
-    let owner = owners.into_iter().find(|owner| owner.controller == Some(true));
-    let same_name = owner.as_ref().is_some_and(|owner| {
-        owner.kind == "TokenCache"
-            && owner.api_version.starts_with(RESERVED_PREFIX)
-            && lease.metadata.name == Some(format!("tokencache-{}", owner.name))
-    });
+    let of_token_cache = object::controlling_token_cache(&lease.metadata);
+    let same_name =
+        of_token_cache.is_some_and(|owner| lease.metadata.name == Some(format!("tokencache-{}", owner.name)));
+    let owner = object::controller(&lease.metadata).map(|owner| owner.uid.clone());
     Seen {
         resource_version: lease.metadata.resource_version.unwrap_or_default(),
-        owner: owner.map(|owner| owner.uid),
+        owner,
         same_name,
         holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
         duration: Duration::from_secs(spec.lease_duration_seconds.and_then(|secs| secs.try_into().ok()).unwrap_or(0)),

@@ -42,12 +42,12 @@ fn locks(away: Arc<AtomicBool>) -> Locks {
 
 impl Locks {
     /// Whether anything is remembered of this Lease.
-    pub(crate) fn remembers(&self, owner: &Owner) -> bool {
+    pub(crate) fn remembers(&self, owner: &OwnerRef) -> bool {
         self.sightings().contains_key(owner)
     }
 
     /// As after a release.
-    pub(crate) fn remember_free(&self, owner: &Owner) {
+    pub(crate) fn remember_free(&self, owner: &OwnerRef) {
         let (duration, resource_version) = (self.0.duration, "1".to_owned());
         let owner_uid = Some(owner.uid.clone());
         let seen = Seen { resource_version, owner: owner_uid, same_name: true, holder: None, duration, transitions: 0 };
@@ -56,8 +56,8 @@ impl Locks {
     }
 }
 
-fn owner() -> Owner {
-    Owner { namespace: "b".into(), name: "a".into(), uid: "uid".into() }
+fn owner() -> OwnerRef {
+    OwnerRef { namespace: "b".into(), name: "a".into(), uid: "uid".into() }
 }
 
 /// Since when the Lease has been seen as it is, after another attempt to take it.

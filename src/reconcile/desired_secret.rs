@@ -12,14 +12,18 @@ use sha2::{Digest as _, Sha256};
 pub use self::writers::{is_written_by_others, written_at};
 use crate::{
     api::{
-        ExpiresAt, RetentionPolicy, TokenCache, TokenCacheSpec,
+        ExpiresAt, TokenCache,
         names::{
             ANNOTATION_CHANGED_AT, ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, ANNOTATION_FETCH_HASH,
-            ANNOTATION_FETCHED_AT, LABEL_MANAGED, LABEL_STATE, RESERVED_PREFIX, is_state_name,
+            ANNOTATION_FETCHED_AT, GROUP, LABEL_MANAGED, LABEL_STATE, is_state_name,
         },
     },
-    k8s::secret::{SealedSecret, SecretBytes},
-    lock::Owner,
+    fetch::{fetch_hash, spec_hash::hex},
+    k8s::{
+        object::OwnerRef,
+        object::{controller, controlling_token_cache, is_kind},
+        secret::{SealedSecret, SecretBytes},
+    },
     time,
 };
 
@@ -115,13 +119,10 @@ pub enum SecretState {
 #[must_use]
 pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<(&str, Verdict)>) -> SecretState {
     let Some(metadata) = metadata else { return SecretState::Absent };
-    let owner = metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-    match owner {
+    match controller(metadata) {
         None => return SecretState::Foreign("has no controlling owner".into()),
         Some(owner) if Some(&owner.uid) != cache.metadata.uid.as_ref() => {
-            let former = owner.kind == "TokenCache"
-                && owner.api_version.starts_with(RESERVED_PREFIX)
-                && Some(&owner.name) == cache.metadata.name.as_ref();
+            let former = is_kind(owner, GROUP, "TokenCache") && Some(&owner.name) == cache.metadata.name.as_ref();
             let managed = metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_MANAGED));
             return match (former, managed) {
                 (true, true) => SecretState::Leftover,
@@ -177,7 +178,7 @@ pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<
 /// Secret for states is none.
 #[must_use]
 pub fn holds_value(cache: &ObjectMeta, secret: &ObjectMeta) -> bool {
-    let owner = secret.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+    let owner = controlling_token_cache(secret);
     let annotated = |key| secret.annotations.as_ref().is_some_and(|map| map.contains_key(key));
     cache.uid.is_some()
         && owner.map(|owner| &owner.uid) == cache.uid.as_ref()
@@ -218,7 +219,7 @@ pub fn needs_managed_fields(cache: &TokenCache, found: &ObjectMeta) -> bool {
 #[must_use]
 pub fn desired(
     cache: &TokenCache,
-    owner: &Owner,
+    owner: &OwnerRef,
     found: Option<&ObjectMeta>,
     data: BTreeMap<String, SecretBytes>,
     lifetime: Lifetime,
@@ -263,7 +264,7 @@ pub fn desired(
 #[must_use]
 pub fn desired_at_once(
     cache: &TokenCache,
-    owner: &Owner,
+    owner: &OwnerRef,
     written: &ObjectMeta,
     data: BTreeMap<String, SecretBytes>,
     lifetime: Lifetime,
@@ -310,24 +311,6 @@ pub fn is_intact(secret: &SealedSecret) -> bool {
     annotations.and_then(|map| map.get(ANNOTATION_DATA_HASH)).is_some_and(|hash| *hash == data_hash(secret))
 }
 
-/// Hash of the parts of the spec that decide the value and the Secret. Scheduling (`refresh`, `retry`, `suspend`, the
-/// timeout) and what happens to an old Secret are not in it.
-#[must_use]
-pub fn fetch_hash(spec: &TokenCacheSpec) -> String {
-    let mut fetch = spec.fetch.clone();
-    fetch.timeout = None;
-    if let Some(job) = &mut fetch.job {
-        job.keep_failed = None;
-    }
-    let mut target = spec.target.clone();
-    target.expired_policy = RetentionPolicy::default();
-    target.deletion_policy = None;
-    // Serialized in the order of the fields, maps by key, without what is unset: the same spec always hashes alike,
-    // and a field that a later version adds changes nothing for those who do not set it.
-    let parts = serde_json::to_vec(&(fetch, &spec.expiry, target)).unwrap_or_default();
-    hex(&Sha256::digest(&parts))
-}
-
 /// Hash of the data, and one of the data and the annotations that say how long it is valid and by which spec.
 fn data_hash(secret: &SealedSecret) -> String {
     let data = digest(&secret.data);
@@ -351,11 +334,6 @@ fn digest(data: &BTreeMap<String, SecretBytes>) -> Sha256 {
 fn add(hash: &mut Sha256, part: &[u8]) {
     hash.update((part.len() as u64).to_be_bytes());
     hash.update(part);
-}
-
-/// The first 16 bytes, which is plenty against chance.
-fn hex(digest: &[u8]) -> String {
-    digest.first_chunk().map(|first| format!("{:032x}", u128::from_be_bytes(*first))).unwrap_or_default()
 }
 
 #[cfg(test)]

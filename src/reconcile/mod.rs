@@ -6,6 +6,7 @@ pub mod plan;
 mod report_run;
 pub mod rollout;
 pub mod run;
+pub mod source_change;
 pub mod state;
 pub mod status;
 pub mod throttle;

@@ -1,75 +1,24 @@
 //! Reads only: a TokenCache, its Secret's metadata and what is remembered of both, made one [`Observed`].
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use k8s_openapi::{api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, Client};
 use tokio::time::Instant;
 
 use crate::{
     api::{Invalid, TokenCache, reason::Reason, validate},
     fetch,
-    k8s::{
-        client::{is_of_server, words},
-        secret::SecretWithManagers,
-    },
+    k8s::{ApiError, call},
+    k8s::{object::ObjectKey, secret::SecretWithManagers},
     reconcile::{
         desired_secret::{Lifetime, SecretState, Verdict, is_intact, is_written_by_others, read},
         plan::Observed,
-        state::{Ahead, Key, Note, Notes, version},
+        state::{Ahead, Note, Notes, version},
     },
     time::ceil,
 };
-
-/// Why a call to the Kubernetes API gave nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum ApiError {
-    /// It was refused, or the connection failed.
-    #[error("{}", words(.0))]
-    Kube(#[from] kube::Error),
-    /// No answer came in time.
-    #[error("the API server did not answer within {} s", LIMIT.as_secs())]
-    Timeout,
-}
-
-/// One call's limit. kube's client has none, since watches last.
-const LIMIT: Duration = Duration::from_secs(10);
-
-/// Limits one call in time.
-///
-/// # Errors
-/// Those of the call, and the timeout.
-pub fn limited<T>(call: impl Future<Output = Result<T, kube::Error>>) -> impl Future<Output = Result<T, ApiError>> {
-    // On the heap, and at once: all that may make a call would else be as large as the largest of them.
-    let call = Box::pin(call);
-    async {
-        match tokio::time::timeout(LIMIT, call).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(ApiError::Timeout),
-        }
-    }
-}
-
-impl ApiError {
-    /// The HTTP status, where the API server gave one.
-    #[must_use]
-    pub fn code(&self) -> Option<u16> {
-        match self {
-            Self::Kube(kube::Error::Api(status)) => Some(status.code),
-            _ => None,
-        }
-    }
-
-    /// Whether it may pass by itself: the API server is at fault, or was not reached in time.
-    #[must_use]
-    pub fn is_of_server(&self) -> bool {
-        match self {
-            Self::Kube(error) => is_of_server(error),
-            Self::Timeout => true,
-        }
-    }
-}
 
 /// Puts together what is known. `metadata` is that of the Secret of the target's name.
 #[must_use]
@@ -97,7 +46,7 @@ pub fn observed<'a>(cache: &'a TokenCache, metadata: Option<&ObjectMeta>, note: 
 }
 
 /// The notes on a TokenCache, with its spec checked once per generation.
-pub async fn checked(notes: &Notes, key: &Key, cache: &TokenCache) -> Note {
+pub async fn checked(notes: &Notes, key: &ObjectKey, cache: &TokenCache) -> Note {
     if let Some(note) = checked_at_once(notes, key, cache) {
         return note;
     }
@@ -109,7 +58,7 @@ pub async fn checked(notes: &Notes, key: &Key, cache: &TokenCache) -> Note {
 
 /// The same where that takes little time; `None` where it does not.
 #[must_use]
-pub fn checked_at_once(notes: &Notes, key: &Key, cache: &TokenCache) -> Option<Note> {
+pub fn checked_at_once(notes: &Notes, key: &ObjectKey, cache: &TokenCache) -> Option<Note> {
     let found = notes.with(key, |note| {
         // Made again under the same name: nothing of what was known holds.
         if note.uid != cache.metadata.uid {
@@ -121,7 +70,7 @@ pub fn checked_at_once(notes: &Notes, key: &Key, cache: &TokenCache) -> Option<N
     found.or_else(|| fetch::is_quick(&key.0, &cache.spec).then(|| note_checked(notes, key, cache, check(cache).err())))
 }
 
-fn note_checked(notes: &Notes, key: &Key, cache: &TokenCache, invalid: Option<Invalid>) -> Note {
+fn note_checked(notes: &Notes, key: &ObjectKey, cache: &TokenCache, invalid: Option<Invalid>) -> Note {
     notes.with(key, |note| {
         note.checked = Some((generation(cache), invalid.map(Box::new)));
         note.clone()
@@ -137,30 +86,13 @@ fn check(cache: &TokenCache) -> Result<(), Invalid> {
     fetch::check(cache.metadata.namespace.as_deref().unwrap_or_default(), &cache.spec)
 }
 
-/// Reads an object live, not from a watch.
-///
-/// # Errors
-/// When the API server fails.
-pub async fn live(client: &Client, (namespace, name): &Key) -> Result<Option<TokenCache>, ApiError> {
-    limited(Api::<TokenCache>::namespaced(client.clone(), namespace).get_opt(name)).await
-}
-
-/// Reads a Secret's metadata live.
-///
-/// # Errors
-/// When the API server fails.
-pub async fn live_secret(client: &Client, namespace: &str, name: &str) -> Result<Option<ObjectMeta>, ApiError> {
-    let api = Api::<Secret>::namespaced(client.clone(), namespace);
-    Ok(limited(api.get_metadata_opt(name)).await?.map(|secret| secret.metadata))
-}
-
 /// Reads a Secret whole, and compares it with how it was written.
 ///
 /// # Errors
 /// When the API server fails.
 pub async fn verify(client: &Client, namespace: &str, name: &str) -> Result<Option<(ObjectMeta, Verdict)>, ApiError> {
     let api = Api::<SecretWithManagers>::namespaced(client.clone(), namespace);
-    let secret = limited(api.get_opt(name)).await?;
+    let secret = call(api.get_opt(name)).await?;
     Ok(secret.map(|secret| {
         let (secret, managers) = secret.split();
         // Anyone who may write the Secret can compute the hash.
@@ -182,7 +114,7 @@ pub struct Watched {
 /// its `resourceVersion`.
 pub fn note_written(
     notes: &Notes,
-    key: &Key,
+    key: &ObjectKey,
     (shown, found): (Option<&str>, Option<ObjectMeta>),
     written: ObjectMeta,
     lifetime: Lifetime,
@@ -202,7 +134,7 @@ pub fn note_written(
 /// of a Secret that belongs to somebody else, no watch would bring what becomes of it.
 pub fn note_found(
     notes: &Notes,
-    key: &Key,
+    key: &ObjectKey,
     cache: &TokenCache,
     shown: Option<&str>,
     found: Option<&ObjectMeta>,
@@ -225,7 +157,7 @@ pub fn note_found(
 
 /// What is remembered after a run was reported. `failed`: where it failed for what its source had read, since when that
 /// was looked at, and the reason. A change after that may be what it waits for, and was not noticed as such when it came.
-pub fn note_reported(notes: &Notes, key: &Key, runs: i64, failed: Option<(Instant, Reason)>) {
+pub fn note_reported(notes: &Notes, key: &ObjectKey, runs: i64, failed: Option<(Instant, Reason)>) {
     notes.with(key, |note| {
         note.reported = Some((runs, Instant::now()));
         note.waiting = failed.map(|(_, reason)| (runs, reason));
@@ -236,7 +168,7 @@ pub fn note_reported(notes: &Notes, key: &Key, runs: i64, failed: Option<(Instan
 }
 
 /// What is remembered of how a run went: if it failed, why, and when it is tried again.
-pub fn note_outcome(notes: &Notes, key: &Key, failed: Option<(Reason, DateTime<Utc>)>) {
+pub fn note_outcome(notes: &Notes, key: &ObjectKey, failed: Option<(Reason, DateTime<Utc>)>) {
     notes.with(key, |note| {
         (note.failed, note.retry) = failed.unzip();
         note.ran_last = true;

@@ -10,8 +10,9 @@ use self::moments::{SHORTEST_PAUSE, believed, longest_backoff, recheck_wait, ref
 pub use self::moments::{backoff, jitter, keeps, refresh_at, retry_at};
 use crate::{
     api::{Invalid, RefreshPolicy, RetentionPolicy, TokenCache, names::ANNOTATION_REFRESH_REQUESTED, reason::Reason},
+    fetch::fetch_hash,
     reconcile::{
-        desired_secret::{Lifetime, SecretState, Stored, fetch_hash},
+        desired_secret::{Lifetime, SecretState, Stored},
         throttle::{Brake, Cause},
     },
     time::later,

@@ -9,12 +9,12 @@ use tracing::{Instrument as _, Span, field, info_span};
 use crate::reconcile::run::{RunError, Runner};
 use crate::{
     api::{Source, TokenCache, next_run, reason::Reason},
-    fetch::Failure,
+    fetch::{Failure, fetch_hash},
+    k8s::{ApiError, object::ObjectKey},
     reconcile::{
-        desired_secret::{Integrity, Lifetime, SecretState, Stored, fetch_hash},
-        observe::{ApiError, checked, note_outcome, note_reported, observed},
+        desired_secret::{Integrity, Lifetime, SecretState, Stored},
+        observe::{checked, note_outcome, note_reported, observed},
         plan::{Observed, Why, retry_at},
-        state::Key,
         status::{Ended, after_run, at_rest, while_waiting},
     },
 };
@@ -23,7 +23,7 @@ impl Runner {
     /// Says how a run ended: in status, events, metrics and the log, from one value.
     pub(super) async fn finish(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         seen: &Observed<'_>,
         why: &Why,
         result: Result<(String, Lifetime), Failure>,
@@ -117,7 +117,7 @@ impl Runner {
     /// Reports a run that was refused before anything was fetched.
     pub(super) async fn report_refusal(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         cache: &TokenCache,
         metadata: Option<&ObjectMeta>,
         failure: &Failure,
@@ -158,7 +158,7 @@ impl Runner {
     /// Reports that a run waits for an object of a deleted TokenCache of the same name to be removed.
     pub(super) async fn report_waiting(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         cache: &TokenCache,
         metadata: Option<&ObjectMeta>,
         for_what: &str,
@@ -175,7 +175,7 @@ impl Runner {
     ///
     /// # Errors
     /// When the API server fails.
-    pub async fn rest(&self, key: &Key, seen: &Observed<'_>) -> Result<(), ApiError> {
+    pub async fn rest(&self, key: &ObjectKey, seen: &Observed<'_>) -> Result<(), ApiError> {
         let now = self.clock.now();
         let version = &seen.cache.metadata.resource_version;
         // After a conflict the watch brings the newer object, which is then looked at anew.
@@ -192,7 +192,7 @@ fn trace_failure(span: &Span, outcome: &str, reason: Reason) {
 }
 
 fn log(
-    (namespace, name): &Key,
+    (namespace, name): &ObjectKey,
     source: &str,
     why: &Why,
     result: &Result<(String, Lifetime), Failure>,

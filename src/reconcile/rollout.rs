@@ -18,7 +18,7 @@ use crate::{
         RolloutRestartTarget, TokenCache, WorkloadKind,
         names::{ANNOTATION_RESTARTED_AT, ANNOTATION_RESTARTED_FOR, FIELD_MANAGER},
     },
-    reconcile::observe::{ApiError, limited},
+    k8s::{ApiError, call},
     time,
 };
 
@@ -175,7 +175,7 @@ pub async fn restart(
         )),
         _ => failed(error.to_string()),
     };
-    let workload = match limited(api.get_opt(&target.name)).await {
+    let workload = match call(api.get_opt(&target.name)).await {
         Ok(Some(workload)) => workload,
         Ok(None) => return failed("does not exist; it is named in spec.rolloutRestartTargets".into()),
         Err(error) => return refused(error, "get"),
@@ -195,7 +195,7 @@ pub async fn restart(
                 }}}},
             });
             let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-            match limited(api.patch(&target.name, &params, &Patch::Merge(patch))).await {
+            match call(api.patch(&target.name, &params, &Patch::Merge(patch))).await {
                 Ok(_) => Left::Restarted,
                 Err(error) => refused(error, "patch"),
             }

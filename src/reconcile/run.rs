@@ -12,16 +12,21 @@ use tracing::{Instrument as _, Span, info_span};
 
 use self::bind::LastWrite;
 use crate::{
-    api::{ExpiresAt, Source, TokenCache, reason::Reason},
+    api::{ExpiresAt, STALLED, Source, TokenCache, condition, reason::Reason},
     fetch::{Failure, Fetched, Fetcher, render_in_turn},
-    k8s::{client::is_of_server, events::Events},
-    lock::{Acquired, Hold, LastHolder, LockError, Locks, Owner},
+    k8s::{
+        ApiError,
+        error::is_retryable,
+        events::Events,
+        live, live_secret,
+        object::{ObjectKey, OwnerRef},
+    },
+    lock::{Acquired, Hold, LastHolder, LockError, Locks},
     reconcile::{
         desired_secret::Lifetime,
-        observe::{ApiError, Watched, checked, live, live_secret, note_found, note_written, observed},
+        observe::{Watched, checked, note_found, note_written, observed},
         plan::{Observed, Plan, decide},
-        state::{Key, Notes},
-        status::{STALLED, condition},
+        state::Notes,
         write_secret::{Written, put, rehearse},
         write_status::Reporter,
     },
@@ -82,12 +87,12 @@ pub enum RunError {
 impl RunError {
     /// Whether the API server is at fault, or was not reached; not where it understood and refused.
     #[must_use]
-    pub fn is_of_server(&self) -> bool {
+    pub fn is_retryable(&self) -> bool {
         match self {
             Self::Lock(LockError::Timeout(_)) => true,
             Self::Lock(LockError::NotOwned { .. }) => false,
-            Self::Lock(LockError::Api(error)) => is_of_server(error),
-            Self::Api(error) => error.is_of_server(),
+            Self::Lock(LockError::Api(error)) => is_retryable(error),
+            Self::Api(error) => error.is_retryable(),
         }
     }
 }
@@ -97,16 +102,6 @@ const ROUNDS: usize = 3;
 
 /// When a run that another one displaced is looked at again.
 const RETRY_LOST: Duration = Duration::from_secs(1);
-
-/// What the Lease is taken for.
-#[must_use]
-pub fn owner(cache: &TokenCache) -> Owner {
-    Owner {
-        namespace: cache.metadata.namespace.clone().unwrap_or_default(),
-        name: cache.metadata.name.clone().unwrap_or_default(),
-        uid: cache.metadata.uid.clone().unwrap_or_default(),
-    }
-}
 
 impl Runner {
     /// Runs, if it is needed and nobody else does. `cancel` ends a fetch that is under way; `watched` is what a watch
@@ -121,7 +116,7 @@ impl Runner {
         watched: &Watched,
         cancel: &CancellationToken,
     ) -> Result<Ran, RunError> {
-        let owner = owner(cache);
+        let owner = OwnerRef::of(cache);
         let key = owner.key();
         let source = cache.spec.fetch.source().map_or("none", Source::name);
         Span::current().record("namespace", &key.0).record("name", &key.1).record("source", source);
@@ -169,7 +164,7 @@ impl Runner {
     async fn under_lock(
         &self,
         hold: &Hold,
-        owner: &Owner,
+        owner: &OwnerRef,
         shown: &TokenCache,
         watched: &Watched,
         cancel: &CancellationToken,
@@ -300,7 +295,7 @@ impl Runner {
     /// Whether a TokenCache and its Secret are shown by the watch as this process's last run left them, or as one that
     /// never ran. Where nobody has held the Lease since, no other run can have been, and a live look at the TokenCache
     /// would find nothing that a watch does not bring.
-    fn is_as_left(&self, key: &Key, shown: &TokenCache, watched: Option<&ObjectMeta>) -> bool {
+    fn is_as_left(&self, key: &ObjectKey, shown: &TokenCache, watched: Option<&ObjectMeta>) -> bool {
         let (written, reported) = self.notes.with(key, |note| {
             let version = note.exact.as_ref().map(|(version, _)| version.clone());
             (version, note.reported.map(|(runs, _)| runs))
@@ -318,7 +313,7 @@ impl Runner {
     }
 
     /// After a value could not be written, the next one is not fetched before it can be.
-    async fn rehearse(&self, cache: &TokenCache, owner: &Owner, found: Option<&ObjectMeta>) -> Result<(), Failure> {
+    async fn rehearse(&self, cache: &TokenCache, owner: &OwnerRef, found: Option<&ObjectMeta>) -> Result<(), Failure> {
         let status = cache.status.as_ref().filter(|status| status.failures > 0);
         let failure = status.and_then(|status| status.last_failure.as_ref());
         if failure.is_none_or(|failure| failure.reason != Reason::WriteFailed.as_str()) {
@@ -339,7 +334,7 @@ impl Runner {
     async fn write(
         &self,
         cache: &TokenCache,
-        owner: &Owner,
+        owner: &OwnerRef,
         found: Option<&ObjectMeta>,
         fetched: &Fetched,
         lifetime: Lifetime,

@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::{Invalid, reason::Reason},
-    controller::reference_index::Change,
     fetch::Progress,
     reconcile::{
         desired_secret::{Lifetime, Verdict},
         plan::backoff,
+        source_change::SourceChange,
         throttle::Brake,
     },
 };
@@ -252,11 +252,11 @@ impl Note {
 
     /// An object that it refers to has changed. `failed` is the failure that status shows, if any: `status.runs`, and the
     /// reason. Whether the change may help: then the next look fetches again.
-    pub fn source_changed(&mut self, change: Change, runs: i64, failed: Option<&str>) -> bool {
+    pub fn source_changed(&mut self, change: SourceChange, runs: i64, failed: Option<&str>) -> bool {
         // A run that is in progress may have read the object just before.
         let last = match change {
-            Change::Rotation => &mut self.rotated,
-            Change::Other => &mut self.source_changed,
+            SourceChange::Rotation => &mut self.rotated,
+            SourceChange::Other => &mut self.source_changed,
         };
         *last = Some(Instant::now());
         let (runs, failed) = if self.is_ahead_of(runs) {
@@ -281,8 +281,8 @@ impl Note {
     /// Whether an object whose change may help against this failure has changed since.
     #[must_use]
     pub fn has_source_changed_since(&self, began: Instant, reason: Reason) -> bool {
-        let changes = [(Change::Rotation, self.rotated), (Change::Other, self.source_changed)];
-        let since = |(change, at): (Change, Option<Instant>)| {
+        let changes = [(SourceChange::Rotation, self.rotated), (SourceChange::Other, self.source_changed)];
+        let since = |(change, at): (SourceChange, Option<Instant>)| {
             change.may_help(reason.as_str()) && at.is_some_and(|at| at >= began)
         };
         changes.into_iter().any(since)

@@ -4,7 +4,10 @@ use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::{
-    api::{LastFailure, RefreshPolicy, RetentionPolicy, TokenCacheStatus, next_run, reason::Reason},
+    api::{
+        LastFailure, READY, RefreshPolicy, RetentionPolicy, STALLED, TokenCacheStatus, condition, next_run,
+        reason::Reason,
+    },
     fetch::Failure,
     reconcile::{
         desired_secret::{SecretState, Stored},
@@ -12,11 +15,6 @@ use crate::{
     },
     time::{ceil, floor, later, rfc3339, to_kube},
 };
-
-/// Whether the Secret holds a valid value.
-pub const READY: &str = "Ready";
-/// Whether somebody probably has to edit something first. Absent while it is not so.
-pub const STALLED: &str = "Stalled";
 
 /// How a run ended, for `status`.
 #[derive(Clone, Debug)]
@@ -342,13 +340,6 @@ fn set(
 #[must_use]
 pub fn ready_condition(status: &TokenCacheStatus) -> Option<&Condition> {
     status.conditions.iter().find(|condition| condition.type_ == READY)
-}
-
-/// A condition's status and reason.
-#[must_use]
-pub fn condition<'a>(status: Option<&'a TokenCacheStatus>, type_: &str) -> Option<(&'a str, &'a str)> {
-    let condition = status?.conditions.iter().find(|condition| condition.type_ == type_)?;
-    Some((&condition.status, &condition.reason))
 }
 
 #[cfg(test)]

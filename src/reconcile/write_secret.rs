@@ -13,13 +13,12 @@ use crate::{
         ExpiresAt, TokenCache,
         names::{ANNOTATION_DATA_HASH, ANNOTATION_EXPIRES_AT, FIELD_MANAGER, is_state_name},
     },
-    k8s::secret::{SealedSecret, SecretBytes},
-    lock::Owner,
-    reconcile::{
-        desired_secret::{Lifetime, Stored, desired, desired_at_once, holds_value, needs_managed_fields},
-        observe::{ApiError, limited, live, live_secret},
-        state::Key,
+    k8s::{
+        ApiError, call, live, live_secret,
+        object::{ObjectKey, OwnerRef},
+        secret::{SealedSecret, SecretBytes},
     },
+    reconcile::desired_secret::{Lifetime, Stored, desired, desired_at_once, holds_value, needs_managed_fields},
 };
 
 /// How a write of the Secret ended.
@@ -41,7 +40,7 @@ const TRIES: u32 = 5;
 pub async fn put(
     client: &Client,
     cache: &TokenCache,
-    owner: &Owner,
+    owner: &OwnerRef,
     found: Option<&ObjectMeta>,
     data: BTreeMap<String, SecretBytes>,
     lifetime: Lifetime,
@@ -61,9 +60,9 @@ pub async fn put(
     let mut unanswered = false;
     loop {
         let result = if exists {
-            limited(api.replace(name, &params, &secret)).await
+            call(api.replace(name, &params, &secret)).await
         } else {
-            limited(api.create(&params, &secret)).await
+            call(api.create(&params, &secret)).await
         };
         tries += 1;
         match result {
@@ -95,7 +94,7 @@ pub async fn put(
                     }
                     exists = false;
                 }
-                code if error.is_of_server() && tries < TRIES => {
+                code if error.is_retryable() && tries < TRIES => {
                     unanswered |= code != Some(429);
                     tokio::time::sleep(Duration::from_millis(50) * 2_u32.pow(tries)).await;
                 }
@@ -112,7 +111,7 @@ pub async fn put(
 pub async fn put_at_once(
     client: &Client,
     cache: &TokenCache,
-    owner: &Owner,
+    owner: &OwnerRef,
     written: &ObjectMeta,
     data: BTreeMap<String, SecretBytes>,
     lifetime: Lifetime,
@@ -120,7 +119,7 @@ pub async fn put_at_once(
     let api = Api::<SealedSecret>::namespaced(client.clone(), &owner.namespace);
     let secret = desired_at_once(cache, owner, written, data, lifetime);
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-    Ok(limited(api.replace(cache.secret_name(), &params, &secret)).await?.metadata)
+    Ok(call(api.replace(cache.secret_name(), &params, &secret)).await?.metadata)
 }
 
 /// Removes a Secret whose value is void, if nobody else has changed it since it was written.
@@ -162,7 +161,7 @@ fn detach(secret: &mut SealedSecret) {
 pub async fn rehearse(
     client: &Client,
     cache: &TokenCache,
-    owner: &Owner,
+    owner: &OwnerRef,
     found: Option<&ObjectMeta>,
     lifetime: Lifetime,
 ) -> Result<(), ApiError> {
@@ -176,8 +175,8 @@ pub async fn rehearse(
     let secret = desired(cache, owner, found, data, lifetime);
     let params = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.into()) };
     let rehearsed = match found {
-        None => limited(api.create(&params, &secret)).await,
-        Some(_) => limited(api.replace(cache.secret_name(), &params, &secret)).await,
+        None => call(api.create(&params, &secret)).await,
+        Some(_) => call(api.replace(cache.secret_name(), &params, &secret)).await,
     };
     match rehearsed {
         // The type or an immutable Secret, which is then made anew; or a webhook that knows no dry run.
@@ -196,13 +195,13 @@ async fn try_out(api: &Api<SealedSecret>, params: &PostParams, secret: &SealedSe
     let mut trial = secret.clone();
     trial.metadata.name = None;
     trial.metadata.generate_name = Some("tokencache-".into());
-    limited(api.create(&PostParams { dry_run: true, ..params.clone() }, &trial)).await.map(|_| ())
+    call(api.create(&PostParams { dry_run: true, ..params.clone() }, &trial)).await.map(|_| ())
 }
 
 async fn delete(api: &Api<SealedSecret>, name: &str, seen: &ObjectMeta) -> Result<Removal, ApiError> {
     let preconditions = Preconditions { uid: seen.uid.clone(), resource_version: seen.resource_version.clone() };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-    match limited(api.delete(name, &params)).await {
+    match call(api.delete(name, &params)).await {
         Err(error) if error.code() == Some(404) => Ok(Removal::Gone),
         // Where the object is answered, it is still there.
         deleted => Ok(deleted?.either(|_| Removal::Pending, |_| Removal::Gone)),
@@ -242,7 +241,7 @@ pub async fn remove(client: &Client, namespace: &str, name: &str, stored: &Store
 ///
 /// # Errors
 /// When the API server fails.
-pub async fn remove_former(client: &Client, key: &Key, cache: &TokenCache, former: &str) -> Result<(), ApiError> {
+pub async fn remove_former(client: &Client, key: &ObjectKey, cache: &TokenCache, former: &str) -> Result<(), ApiError> {
     let Some(current) = live(client, key).await? else { return Ok(()) };
     let is_reported =
         current.status.as_ref().and_then(|status| status.secret_name.as_deref()) == Some(cache.secret_name());
@@ -283,7 +282,7 @@ pub async fn set_free(client: &Client, cache: &ObjectMeta, name: &str) -> Result
     let namespace = cache.namespace.as_deref().unwrap_or_default();
     // Whole, since only a patch could do without the data, and the controller may patch no Secret.
     let api = Api::<SealedSecret>::namespaced(client.clone(), namespace);
-    let Some(mut secret) = limited(api.get_opt(name)).await? else { return Ok(()) };
+    let Some(mut secret) = call(api.get_opt(name)).await? else { return Ok(()) };
     let owners = secret.metadata.owner_references.get_or_insert_default();
     let before = owners.len();
     owners.retain(|owner| Some(&owner.uid) != cache.uid.as_ref());
@@ -291,5 +290,5 @@ pub async fn set_free(client: &Client, cache: &ObjectMeta, name: &str) -> Result
         return Ok(());
     }
     let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-    limited(api.replace(name, &params, &secret)).await.map(|_| ())
+    call(api.replace(name, &params, &secret)).await.map(|_| ())
 }

@@ -9,13 +9,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    api::{TokenCache, TokenCacheStatus, names::FIELD_MANAGER, reason::Reason},
-    k8s::events::Events,
-    reconcile::{
-        observe::{ApiError, limited, live},
-        state::Key,
-        status::{READY, STALLED, condition},
-    },
+    api::{READY, STALLED, TokenCache, TokenCacheStatus, condition, names::FIELD_MANAGER, reason::Reason},
+    k8s::{ApiError, call, events::Events, live, object::ObjectKey},
 };
 
 /// Writes status and events.
@@ -48,7 +43,7 @@ impl Reporter {
     /// When the API server fails.
     pub fn report(
         &self,
-        key: &Key,
+        key: &ObjectKey,
         seen: &TokenCache,
         wanted: impl Fn(&TokenCache) -> Option<TokenCacheStatus>,
     ) -> impl Future<Output = Result<bool, ApiError>> {
@@ -80,7 +75,7 @@ impl Reporter {
 
     async fn write(
         &self,
-        (namespace, name): &Key,
+        (namespace, name): &ObjectKey,
         cache: &TokenCache,
         status: &TokenCacheStatus,
     ) -> Result<bool, ApiError> {
@@ -92,7 +87,7 @@ impl Reporter {
         });
         let api = Api::<Unread>::namespaced(self.client.clone(), namespace);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        limited(api.patch_status(name, &params, &Patch::Merge(patch))).await?;
+        call(api.patch_status(name, &params, &Patch::Merge(patch))).await?;
         for (reason, note) in news(&old, status) {
             self.events.publish(cache, reason, &note).await;
         }

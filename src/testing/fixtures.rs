@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use crate::{
     api::{ExpiresAt, TokenCache},
+    fetch::fetch_hash,
     reconcile::{
-        desired_secret::{Integrity, Lifetime, SecretState, Stored, fetch_hash},
+        desired_secret::{Integrity, Lifetime, SecretState, Stored},
         plan::Observed,
     },
     time::parse_rfc3339,

@@ -1,4 +1,5 @@
 //! What unit tests share.
 
 pub(crate) mod fixtures;
+mod layers;
 pub(crate) mod random_input;

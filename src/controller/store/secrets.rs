@@ -14,10 +14,7 @@ use crate::controller::{
     store::compact::Packed,
     watch::{SecretMeta, key, owner_of},
 };
-use crate::{
-    api::names::RESERVED_PREFIX,
-    reconcile::{desired_secret::target_keys, state::Key},
-};
+use crate::{api::names::RESERVED_PREFIX, k8s::object::ObjectKey, reconcile::desired_secret::target_keys};
 
 /// The Secrets of one watch. Cloning shares them.
 #[derive(Clone, Debug, Default)]
@@ -36,10 +33,10 @@ struct Kept {
 
 #[derive(Debug, Default)]
 struct Snapshot {
-    secrets: HashMap<Key, Packed>,
+    secrets: HashMap<ObjectKey, Packed>,
     /// By namespace and name of a TokenCache: the Secrets that it controls and that have another name. The most are named
     /// like their TokenCache.
-    renamed: HashMap<Key, BTreeSet<String>>,
+    renamed: HashMap<ObjectKey, BTreeSet<String>>,
 }
 
 impl Snapshot {
@@ -53,7 +50,7 @@ impl Snapshot {
         self.secrets.insert(at, packed);
     }
 
-    fn remove(&mut self, at: &Key) {
+    fn remove(&mut self, at: &ObjectKey) {
         let Some(owner) = self.secrets.remove(at).and_then(|packed| renamed_by(at, &read(&packed)?)) else { return };
         if let Some(names) = self.renamed.get_mut(&owner) {
             names.remove(&at.1);
@@ -65,7 +62,7 @@ impl Snapshot {
 }
 
 /// The TokenCache that controls a Secret of another name than its own.
-fn renamed_by((namespace, name): &Key, metadata: &ObjectMeta) -> Option<Key> {
+fn renamed_by((namespace, name): &ObjectKey, metadata: &ObjectMeta) -> Option<ObjectKey> {
     owner_of(metadata).filter(|owner| owner != name).map(|owner| (namespace.clone(), owner))
 }
 
@@ -123,12 +120,12 @@ impl Secrets {
     }
 
     /// The metadata of a Secret.
-    pub(in crate::controller) fn get(&self, key: &Key) -> Option<ObjectMeta> {
+    pub(in crate::controller) fn get(&self, key: &ObjectKey) -> Option<ObjectMeta> {
         self.lock().known.secrets.get(key).and_then(read)
     }
 
     /// The Secrets that may belong to the TokenCache of this namespace and name, without one of them.
-    pub(in crate::controller) fn of(&self, (namespace, name): &Key, except: &str) -> Vec<ObjectMeta> {
+    pub(in crate::controller) fn of(&self, (namespace, name): &ObjectKey, except: &str) -> Vec<ObjectMeta> {
         let kept = self.lock();
         let renamed = kept.known.renamed.get(&(namespace.clone(), name.clone()));
         let names = renamed.into_iter().flatten().chain([name]).filter(|name| *name != except);

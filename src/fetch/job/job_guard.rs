@@ -23,8 +23,7 @@ use super::{
 };
 use crate::{
     fetch::Phase,
-    lock::Owner,
-    reconcile::observe::{ApiError, live},
+    k8s::{ApiError, live, object::OwnerRef},
 };
 
 /// What the creation of a Job gave.
@@ -39,7 +38,7 @@ pub(super) struct Ending {
 /// A run whose Job may exist.
 pub(super) struct Unfinished {
     pub(super) client: Client,
-    pub(super) owner: Owner,
+    pub(super) owner: OwnerRef,
     pub(super) store: Store,
     pub(super) begun: Arc<Begun>,
     /// Until when the run may take.
@@ -134,7 +133,7 @@ impl Unfinished {
         match fate {
             Fate::Delete => self.delete().await,
             Fate::Leave => {
-                let (Owner { namespace, name, .. }, run) = (&self.owner, self.begun.keys.id());
+                let (OwnerRef { namespace, name, .. }, run) = (&self.owner, self.begun.keys.id());
                 tracing::info!(namespace, name, run, "the Job was left for the next run");
             }
         }
@@ -191,7 +190,7 @@ impl Unfinished {
             Ok(()) => done,
             Err(NotStored::Displaced) => Fate::Delete,
             Err(NotStored::Api(error)) => {
-                let Owner { namespace, name, .. } = &self.owner;
+                let OwnerRef { namespace, name, .. } = &self.owner;
                 tracing::warn!(namespace, name, %error, "the job's state is not stored yet");
                 Fate::Leave
             }

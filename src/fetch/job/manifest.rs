@@ -16,7 +16,7 @@ use crate::{
         names::{LABEL_CACHE, LABEL_MANAGED, LABEL_RUN},
     },
     fetch::state_secret,
-    lock::Owner,
+    k8s::object::OwnerRef,
 };
 
 /// The collector's container.
@@ -48,7 +48,7 @@ const GRACE: i64 = 5;
 #[derive(Debug)]
 pub(super) struct Run<'a> {
     /// Whose run it is.
-    pub(super) owner: &'a Owner,
+    pub(super) owner: &'a OwnerRef,
     /// The source.
     pub(super) job: &'a Job,
     /// The run's own name.

@@ -1,7 +1,7 @@
 use super::*;
 
-fn owner(name: &str) -> Owner {
-    Owner { namespace: "ns".into(), name: name.into(), uid: "uid-1".into() }
+fn owner(name: &str) -> OwnerRef {
+    OwnerRef { namespace: "ns".into(), name: name.into(), uid: "uid-1".into() }
 }
 
 fn source(spec: Value) -> Job {

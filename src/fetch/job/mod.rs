@@ -44,8 +44,7 @@ pub(crate) use self::{
 use super::{Attempt, Failure, Obtained, Reference, ReferenceKind, consent, source_objects, state_secret};
 use crate::{
     api::{Invalid, TokenCache, job::Job, names::ANNOTATION_HOSTS, reason::Reason},
-    lock::Owner,
-    reconcile::observe::{ApiError, limited},
+    k8s::{ApiError, call, object::OwnerRef},
 };
 
 /// What an administrator says of jobs.
@@ -86,7 +85,7 @@ pub(super) fn references(job: &Job) -> impl Iterator<Item = Reference> {
 /// Runs a Job to its end.
 pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Job) -> Result<Obtained, Failure> {
     let Place { client, cache, .. } = *place;
-    let owner = crate::reconcile::run::owner(cache);
+    let owner = crate::k8s::object::OwnerRef::of(cache);
     if cache.secret_name() == state_secret::name(&owner) {
         return Err(Failure::new(Reason::InvalidSpec, "spec.target.name: this name is that of the job's state"));
     }
@@ -132,19 +131,19 @@ pub(super) async fn fetch(attempt: &mut Attempt<'_>, place: &Place<'_>, job: &Jo
 async fn allowed(
     attempt: &mut Attempt<'_>,
     place: &Place<'_>,
-    owner: &Owner,
+    owner: &OwnerRef,
     job: &Job,
 ) -> Result<BTreeSet<String>, Failure> {
     pod_security::check(&job.template.0, place.settings.pod_security)
         .map_err(|invalid| Failure::new(Reason::InvalidSpec, invalid.to_string()))?;
     let mut absent = BTreeSet::new();
     let requires_label = attempt.sources.requires_label();
-    let Owner { namespace, .. } = owner;
+    let OwnerRef { namespace, .. } = owner;
     for (name, optional) in template::secrets(job) {
         let api = Api::<Secret>::namespaced(place.client.clone(), namespace);
         attempt.phase.set(format!("looking at Secret {name}"));
         let found =
-            limited(api.get_metadata_opt(&name)).await.map_err(|error| unreadable::<Secret>(owner, &name, &error))?;
+            call(api.get_metadata_opt(&name)).await.map_err(|error| unreadable::<Secret>(owner, &name, &error))?;
         match found {
             Some(found) => {
                 if requires_label {
@@ -169,7 +168,7 @@ async fn allowed(
     if let Some(name) = template::named_account(job).or(chosen).or_else(|| template::service_account(job)) {
         let api = Api::<ServiceAccount>::namespaced(place.client.clone(), namespace);
         attempt.phase.set(format!("looking at ServiceAccount {name}"));
-        let found = limited(api.get_metadata_opt(name)).await;
+        let found = call(api.get_metadata_opt(name)).await;
         let Some(found) = found.map_err(|error| unreadable::<ServiceAccount>(owner, name, &error))? else {
             let message = format!("ServiceAccount {namespace}/{name}, under which the pod is to run, does not exist");
             return Err(Failure::new(Reason::SourceNotFound, message));
@@ -198,7 +197,7 @@ fn or_without_token(failure: Failure) -> Failure {
 /// Whether a Secret's owner leaves it open where its contents are sent, which cannot be known of a pod.
 fn unlimited(
     name: &str,
-    owner: &Owner,
+    owner: &OwnerRef,
     metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 ) -> Result<(), Failure> {
     if source_objects::hosts(metadata).is_none() {
@@ -212,7 +211,7 @@ fn unlimited(
     Err(Failure::new(Reason::SourceNotAllowed, message))
 }
 
-fn unreadable<K: kube::Resource<DynamicType = ()>>(owner: &Owner, name: &str, error: &ApiError) -> Failure {
+fn unreadable<K: kube::Resource<DynamicType = ()>>(owner: &OwnerRef, name: &str, error: &ApiError) -> Failure {
     if error.code() == Some(403) {
         return watch::Forbidden::new::<K>("get", &owner.namespace).into();
     }

@@ -15,29 +15,26 @@ use kube::{Resource, ResourceExt as _};
 use super::manifest::{COLLECTOR, job_name};
 use crate::{
     api::names::{GROUP, LABEL_RUN},
-    lock::Owner,
+    k8s::object::{self, OwnerRef, is_kind},
 };
 
 /// The controlling owner, if it is of this group and kind.
 fn controller<'a>(object: &'a impl Resource, group: &str, kind: &str) -> Option<&'a OwnerReference> {
-    let mut owners = object.meta().owner_references.iter().flatten();
-    let owner = owners.find(|owner| owner.controller == Some(true))?;
-    let of_group = owner.api_version.split_once('/').is_some_and(|(of, _)| of == group);
-    (of_group && owner.kind == kind).then_some(owner)
+    object::controller(object.meta()).filter(|owner| is_kind(owner, group, kind))
 }
 
 /// Whether a Job is controlled by this very TokenCache.
-pub(super) fn is_ours(job: &Job, owner: &Owner) -> bool {
+pub(super) fn is_ours(job: &Job, owner: &OwnerRef) -> bool {
     controller(job, GROUP, "TokenCache").is_some_and(|of| of.uid == owner.uid)
 }
 
 /// Whether a Job is controlled by a TokenCache of this name that was deleted. Kubernetes' garbage collector removes it.
-pub(super) fn is_of_former(job: &Job, owner: &Owner) -> bool {
+pub(super) fn is_of_former(job: &Job, owner: &OwnerRef) -> bool {
     controller(job, GROUP, "TokenCache").is_some_and(|of| of.name == owner.name && of.uid != owner.uid)
 }
 
 /// The Job of a run, if there is one.
-pub(super) fn job_of<'a>(jobs: &'a [Job], owner: &Owner, run: &str) -> Option<&'a Job> {
+pub(super) fn job_of<'a>(jobs: &'a [Job], owner: &OwnerRef, run: &str) -> Option<&'a Job> {
     jobs.iter().find(|job| is_ours(job, owner) && job.labels().get(LABEL_RUN).is_some_and(|of| of == run))
 }
 
@@ -85,7 +82,7 @@ pub(super) fn is_on_node(pod: &Pod) -> bool {
 
 /// Whether a pod is one of a TokenCache's runs. The pod of a Job that was deleted in the background outlives it for a
 /// moment, and is told by the Job's name.
-pub(super) fn is_pod_of_any(pod: &Pod, jobs: &[Job], owner: &Owner) -> bool {
+pub(super) fn is_pod_of_any(pod: &Pod, jobs: &[Job], owner: &OwnerRef) -> bool {
     let Some(of) = controller(pod, "batch", "Job") else { return false };
     if let Some(job) = jobs.iter().find(|job| job.metadata.name.as_ref() == Some(&of.name)) {
         return job.uid().as_ref() == Some(&of.uid) && (is_ours(job, owner) || is_of_former(job, owner));
@@ -109,8 +106,8 @@ mod tests {
 
     use super::*;
 
-    fn owner() -> Owner {
-        Owner { namespace: "ns".into(), name: "a".into(), uid: "uid-1".into() }
+    fn owner() -> OwnerRef {
+        OwnerRef { namespace: "ns".into(), name: "a".into(), uid: "uid-1".into() }
     }
 
     fn controlled(

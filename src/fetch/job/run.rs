@@ -24,12 +24,8 @@ use super::{
 };
 use crate::{
     api::{job::Job, names::FIELD_MANAGER, reason::Reason},
-    fetch::{Failure, Obtained, Phase, expiry},
-    lock::Owner,
-    reconcile::{
-        desired_secret::fetch_hash,
-        observe::{ApiError, limited, live},
-    },
+    fetch::{Failure, Obtained, Phase, expiry, fetch_hash},
+    k8s::{ApiError, call, live, object::OwnerRef},
     time::Clock,
 };
 
@@ -40,7 +36,7 @@ const RECHECK: Duration = Duration::from_secs(5);
 pub(super) struct Runs<'a> {
     pub(super) place: &'a Place<'a>,
     pub(super) job: &'a Job,
-    pub(super) owner: &'a Owner,
+    pub(super) owner: &'a OwnerRef,
     pub(super) store: &'a Store,
     pub(super) phase: &'a Phase,
     pub(super) clock: &'a Clock,
@@ -113,7 +109,7 @@ impl Runs<'_> {
         };
         if is_already_there(&error) {
             let jobs = Api::<KubeJob>::namespaced(client.clone(), &self.owner.namespace);
-            let found = limited(jobs.get(&name)).await.map_err(|error| not_created(&error, self.job))?;
+            let found = call(jobs.get(&name)).await.map_err(|error| not_created(&error, self.job))?;
             if is_ours(&found, self.owner) {
                 return Ok(Some(self.take_over(found, begun, kept)));
             }
@@ -121,7 +117,7 @@ impl Runs<'_> {
                 return Ok(None);
             }
         }
-        if !error.is_of_server() {
+        if !error.is_retryable() {
             self.store.forget(kept, &id).await;
         }
         Err(not_created(&error, self.job))
@@ -303,7 +299,7 @@ fn obtained(result: JobResult, sent: DateTime<Utc>, job: &str) -> Obtained {
 }
 
 /// Where a failed Job stays, people may want to look at it.
-fn with_look(failure: Failure, owner: &Owner, name: &str) -> Failure {
+fn with_look(failure: Failure, owner: &OwnerRef, name: &str) -> Failure {
     let message = format!("{} (kubectl describe job {name} -n {})", failure.message, owner.namespace);
     Failure { message, ..failure }
 }
@@ -328,7 +324,7 @@ async fn try_to_create(client: &kube::Client, namespace: &str, manifest: &Value)
     let request = http::Request::post(url).header(http::header::CONTENT_TYPE, "application/json");
     let body = serde_json::to_vec(manifest).map_err(kube::Error::SerdeError)?;
     let request = request.body(body).map_err(kube::Error::HttpError)?;
-    limited(client.request(request)).await
+    call(client.request(request)).await
 }
 
 /// Whether a Job of that name exists, where other conflicts are a quota's.
@@ -342,7 +338,7 @@ fn not_created(error: &ApiError, job: &Job) -> Failure {
     if is_of_the_template(error) {
         return Failure::new(Reason::InvalidSpec, format!("Kubernetes refuses the Job: {words}"));
     }
-    let may_pass = error.is_of_server() || error.code() == Some(409);
+    let may_pass = error.is_retryable() || error.code() == Some(409);
     let (reason, what) = if may_pass {
         (Reason::Unreachable, "the Job was not created")
     } else {

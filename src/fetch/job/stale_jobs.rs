@@ -21,15 +21,14 @@ use crate::{
         reason::Reason,
     },
     fetch::{Failure, Phase},
-    lock::Owner,
-    reconcile::observe::{ApiError, limited},
+    k8s::{ApiError, call, object::OwnerRef},
 };
 
 /// Deletes a Job, and with it its pod. The Job stays until its pod is gone. That it is gone already is no error.
 pub(super) async fn delete(client: &Client, namespace: &str, name: &str, uid: Option<String>) -> Result<(), ApiError> {
     let preconditions = Some(Preconditions { uid, resource_version: None });
     let params = DeleteParams { preconditions, ..DeleteParams::foreground() };
-    match limited(Api::<Job>::namespaced(client.clone(), namespace).delete(name, &params)).await {
+    match call(Api::<Job>::namespaced(client.clone(), namespace).delete(name, &params)).await {
         Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error),
         _ => Ok(()),
     }
@@ -49,7 +48,7 @@ pub(super) fn has_failed(job: &Job) -> bool {
 
 /// Which Jobs are to go: all but the newest that failed, as many as are to be kept. `ended` is one that has failed by
 /// the word of its pod, though its own condition may not say so yet.
-fn superfluous<'a>(jobs: &'a [Job], owner: &Owner, keep: usize, ended: Option<&str>) -> Vec<&'a Job> {
+fn superfluous<'a>(jobs: &'a [Job], owner: &OwnerRef, keep: usize, ended: Option<&str>) -> Vec<&'a Job> {
     let ours = jobs.iter().filter(|job| is_ours(job, owner));
     let (mut failed, mut others): (Vec<&Job>, Vec<&Job>) = ours.partition(|job| {
         (has_failed(job) || job.metadata.name.as_deref() == ended) && job.metadata.deletion_timestamp.is_none()
@@ -63,17 +62,17 @@ fn superfluous<'a>(jobs: &'a [Job], owner: &Owner, keep: usize, ended: Option<&s
 }
 
 /// The Jobs with the TokenCache's label, whoever created them.
-pub(super) async fn list(client: &Client, owner: &Owner) -> Result<Vec<Job>, Failure> {
+pub(super) async fn list(client: &Client, owner: &OwnerRef) -> Result<Vec<Job>, Failure> {
     let api = Api::<Job>::namespaced(client.clone(), &owner.namespace);
-    let jobs = limited(api.list(&ListParams::default().labels(&selector(owner)))).await;
+    let jobs = call(api.list(&ListParams::default().labels(&selector(owner)))).await;
     jobs.map(|jobs| jobs.items).map_err(|error| not_done::<Job>("list", owner, &error))
 }
 
-fn selector(owner: &Owner) -> String {
+fn selector(owner: &OwnerRef) -> String {
     format!("{LABEL_CACHE}={}", cache_label(&owner.name))
 }
 
-fn not_done<K: Resource<DynamicType = ()>>(verb: &'static str, owner: &Owner, error: &ApiError) -> Failure {
+fn not_done<K: Resource<DynamicType = ()>>(verb: &'static str, owner: &OwnerRef, error: &ApiError) -> Failure {
     if error.code() == Some(403) {
         return Forbidden::new::<K>(verb, &owner.namespace).into();
     }
@@ -82,7 +81,7 @@ fn not_done<K: Resource<DynamicType = ()>>(verb: &'static str, owner: &Owner, er
 }
 
 /// Deletes what is superfluous after a run whose Job stays for a look.
-pub(super) async fn prune(client: &Client, owner: &Owner, keep: usize, ended: &str) -> Result<(), Failure> {
+pub(super) async fn prune(client: &Client, owner: &OwnerRef, keep: usize, ended: &str) -> Result<(), Failure> {
     for job in superfluous(&list(client, owner).await?, owner, keep, Some(ended)) {
         let deleted = delete(client, &owner.namespace, &job.name_any(), job.uid()).await;
         deleted.map_err(|error| not_done::<Job>("delete", owner, &error))?;
@@ -91,9 +90,14 @@ pub(super) async fn prune(client: &Client, owner: &Owner, keep: usize, ended: &s
 }
 
 /// The pods with the label of a run that its Job, the one with this UID, controls.
-pub(super) async fn pods_of(client: &Client, owner: &Owner, run: &str, job: Option<&str>) -> Result<Vec<Pod>, Failure> {
+pub(super) async fn pods_of(
+    client: &Client,
+    owner: &OwnerRef,
+    run: &str,
+    job: Option<&str>,
+) -> Result<Vec<Pod>, Failure> {
     let api = Api::<Pod>::namespaced(client.clone(), &owner.namespace);
-    let pods = limited(api.list(&ListParams::default().labels(&format!("{LABEL_RUN}={run}")))).await;
+    let pods = call(api.list(&ListParams::default().labels(&format!("{LABEL_RUN}={run}")))).await;
     let pods = pods.map_err(|error| not_done::<Pod>("list", owner, &error))?;
     Ok(pods.items.into_iter().filter(|pod| is_pod_of(pod, job)).collect())
 }
@@ -102,7 +106,7 @@ pub(super) async fn pods_of(client: &Client, owner: &Owner, run: &str, job: Opti
 /// Those of a TokenCache of the same name that was deleted are the garbage collector's to remove.
 pub(super) async fn clear(
     client: &Client,
-    owner: &Owner,
+    owner: &OwnerRef,
     keep: usize,
     jobs: &[Job],
     phase: &Phase,
@@ -118,7 +122,7 @@ pub(super) async fn clear(
     let former = jobs.iter().filter(|job| is_of_former(job, owner));
     let going: Vec<_> = superfluous.into_iter().chain(former).filter_map(|job| job.uid()).collect();
     let pods = Api::<Pod>::namespaced(client.clone(), &owner.namespace);
-    let listed = limited(pods.list(&ListParams::default().labels(&selector(owner)))).await;
+    let listed = call(pods.list(&ListParams::default().labels(&selector(owner)))).await;
     let listed = listed.map_err(|error| not_done::<Pod>("list", owner, &error))?;
     let counts = |pod: &Pod| is_live(pod) && is_pod_of_any(pod, jobs, owner);
     if going.is_empty() && !listed.items.iter().any(counts) {
@@ -199,8 +203,8 @@ mod tests {
 
     use super::*;
 
-    fn owner() -> Owner {
-        Owner { namespace: "ns".into(), name: "a".into(), uid: "a".into() }
+    fn owner() -> OwnerRef {
+        OwnerRef { namespace: "ns".into(), name: "a".into(), uid: "a".into() }
     }
 
     fn job(name: &str, minute: u32, state: &str, owner: &str) -> Job {

@@ -27,9 +27,11 @@ use crate::{
         Failure,
         state_secret::{StateSecret, name, objection, place},
     },
-    k8s::secret::{SealedSecret, SecretBytes},
-    lock::Owner,
-    reconcile::observe::{ApiError, limited},
+    k8s::{
+        ApiError, call,
+        object::OwnerRef,
+        secret::{SealedSecret, SecretBytes},
+    },
     time,
 };
 
@@ -117,7 +119,7 @@ impl Kept {
     }
 
     /// Why the Secret is not to be used.
-    fn refusal(&self, owner: &Owner) -> Option<Failure> {
+    fn refusal(&self, owner: &OwnerRef) -> Option<Failure> {
         let why = objection(owner, &self.0.as_ref()?.metadata)?;
         let message = format!(
             "{}, which must hold the state of the job, {why}: delete it, or rename the TokenCache",
@@ -141,7 +143,7 @@ pub(super) enum NotStored {
 pub(super) struct Store(StateSecret);
 
 impl Store {
-    pub(super) fn new(client: &Client, owner: &Owner) -> Self {
+    pub(super) fn new(client: &Client, owner: &OwnerRef) -> Self {
         Self(StateSecret::new(client, owner))
     }
 
@@ -173,7 +175,7 @@ impl Store {
         let written = self.put(kept, keep, Some((key, bytes))).await;
         written.map_err(|error| {
             let place = self.place();
-            let reason = if error.is_of_server() { Reason::Unreachable } else { Reason::WriteFailed };
+            let reason = if error.is_retryable() { Reason::Unreachable } else { Reason::WriteFailed };
             Failure::new(reason, format!("the key of the run was not stored in {place}: {error}"))
         })
     }
@@ -196,7 +198,7 @@ impl Store {
                 Err(NotStored::Api(error)) => error,
             };
             // Another client's write, such as a label: it is read again.
-            let passes = error.is_of_server() || matches!(error.code(), Some(404 | 409));
+            let passes = error.is_retryable() || matches!(error.code(), Some(404 | 409));
             if !passes || since.elapsed() >= PATIENCE {
                 return Err(NotStored::Api(error));
             }
@@ -254,12 +256,12 @@ impl Store {
             let ObjectMeta { uid, resource_version, .. } = secret.metadata.clone();
             let preconditions = Some(Preconditions { uid, resource_version });
             let params = DeleteParams { preconditions, ..DeleteParams::default() };
-            limited(self.0.api().delete(&name(self.0.owner()), &params)).await.map(|_| ())
+            call(self.0.api().delete(&name(self.0.owner()), &params)).await.map(|_| ())
         } else {
             self.put(kept, |key| !is_key(key), None).await.map(|_| ())
         };
         if let Err(error) = removed {
-            let Owner { namespace, name, .. } = self.0.owner();
+            let OwnerRef { namespace, name, .. } = self.0.owner();
             tracing::debug!(namespace, name, %error, "the key of the job's run was not removed");
         }
     }
@@ -285,8 +287,8 @@ mod tests {
     use super::*;
     use crate::api::names::ANNOTATION_EXPIRES_AT;
 
-    fn owner() -> Owner {
-        Owner { namespace: "ns".into(), name: "a".into(), uid: "uid-1".into() }
+    fn owner() -> OwnerRef {
+        OwnerRef { namespace: "ns".into(), name: "a".into(), uid: "uid-1".into() }
     }
 
     fn kept(metadata: Value, data: Vec<(String, SecretBytes)>) -> Kept {

@@ -12,7 +12,7 @@ use kube::{
 use crate::{
     api::reason::Reason,
     fetch::Failure,
-    k8s::{client::watch_words, watch::watch_all},
+    k8s::{error::watch_message, watch::watch_all},
 };
 
 /// A watch without an end of its own.
@@ -65,7 +65,7 @@ where
             let news = match event {
                 Ok(event) => Some(Ok(event)),
                 Err(error) => {
-                    tracing::debug!(error = watch_words(&error), "a watch of a job's run broke");
+                    tracing::debug!(error = watch_message(&error), "a watch of a job's run broke");
                     forbidden_verb(&error).map(|verb| Err(Forbidden::new::<K>(verb, &namespace)))
                 }
             };

@@ -27,8 +27,7 @@ use crate::{
         source_objects::trimmed,
         state_secret::{StateSecret, objection, place},
     },
-    k8s::secret::SealedSecret,
-    reconcile::observe::{ApiError, limited},
+    k8s::{ApiError, call, secret::SealedSecret},
 };
 
 /// The member of an answer that holds the new token.
@@ -147,7 +146,7 @@ impl Rotation {
         let place = place(&attempt.owner);
         attempt.phase.set(format!("reading {place}"));
         let found = state.read().await.map_err(|error| {
-            let reason = if error.is_of_server() { Reason::Unreachable } else { Reason::WriteFailed };
+            let reason = if error.is_retryable() { Reason::Unreachable } else { Reason::WriteFailed };
             Failure::new(reason, format!("{place}, which may hold a newer refresh token, cannot be read: {error}"))
         })?;
         if let Some(why) = found.as_ref().and_then(|found| objection(&attempt.owner, &found.metadata)) {
@@ -221,7 +220,7 @@ impl Rotation {
     async fn changed(&self) -> Option<String> {
         self.phase.set(format!("reading {} again", self.user_place()));
         let api = Api::<SealedSecret>::namespaced(self.client.clone(), &self.state.owner().namespace);
-        if let Ok(secret) = limited(api.get_opt(&self.reference.name)).await {
+        if let Ok(secret) = call(api.get_opt(&self.reference.name)).await {
             let first = secret.as_ref().and_then(|secret| secret.data.get(&self.reference.key));
             let first = first.and_then(|first| std::str::from_utf8(first.expose()).ok());
             if first.is_none_or(|first| hash(&trimmed(first).into()) != self.seed) {
@@ -242,7 +241,7 @@ impl Rotation {
         let reason = match error.code() {
             // A webhook that knows no dry run says nothing about the write itself.
             Some(400) => return Ok(()),
-            _ if error.is_of_server() => Reason::Unreachable,
+            _ if error.is_retryable() => Reason::Unreachable,
             _ => Reason::WriteFailed,
         };
         let message = format!(

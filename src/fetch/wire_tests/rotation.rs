@@ -41,7 +41,7 @@ fn stored(world: &World) -> String {
 
 /// A state Secret as another replica has written it.
 fn store(objects: &Objects, token: &str) {
-    let owner = json!([{"apiVersion": "v1", "kind": "TokenCache", "name": "a", "uid": "", "controller": true}]);
+    let owner = json!([{"apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": "a", "uid": "", "controller": true}]);
     let mut secret = objects.0.lock().unwrap()[&format!("/api/v1/namespaces/b/secrets/{STATE}")].clone();
     secret["metadata"]["ownerReferences"] = owner;
     secret["metadata"]["resourceVersion"] = json!(token);
@@ -84,7 +84,7 @@ async fn nothing_is_sent_where_the_new_token_could_not_be_stored() {
     for metadata in [
         json!({"name": STATE}),
         json!({"name": STATE, "ownerReferences": [{
-            "apiVersion": "v1", "kind": "TokenCache", "name": "a", "uid": "of another", "controller": true,
+            "apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": "a", "uid": "of another", "controller": true,
         }]}),
     ] {
         let world = world("refresh-0");

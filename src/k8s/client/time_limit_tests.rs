@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::k8s::client::{connect_through, words};
+use crate::k8s::{client::connect_through, error::message};
 
 const LIMIT: Duration = Duration::from_millis(300);
 /// Of a machine that is busy with other tests.
@@ -65,7 +65,7 @@ fn client(address: SocketAddr, hangs: Hangs) -> Client {
 type Call = BoxFuture<'static, Option<String>>;
 
 fn failure<T: Debug>(call: impl Future<Output = kube::Result<T>> + Send + 'static) -> Call {
-    Box::pin(async move { call.await.err().map(|error| words(&error)) })
+    Box::pin(async move { call.await.err().map(|error| message(&error)) })
 }
 
 /// All kinds of requests: what they fail with, or nothing where a stream ended.
@@ -128,7 +128,7 @@ async fn a_watch_that_ends_immediately_has_failed() {
     });
     let api = Api::<ConfigMap>::namespaced(client(address, Hangs::InTheAnswer), "n");
     let mut events = std::pin::pin!(api.watch(&WatchParams::default(), "1").await.unwrap());
-    let error = words(&events.next().await.unwrap().unwrap_err());
+    let error = message(&events.next().await.unwrap().unwrap_err());
     assert!(error.contains("ended the watch immediately"), "{error}");
 }
 

@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    reconcile::run::owner,
+    k8s::object::OwnerRef,
     testing::fixtures::{at, cache, lifetime, start},
 };
 
@@ -12,7 +12,7 @@ fn data(text: &str) -> BTreeMap<String, SecretBytes> {
 }
 
 fn written(cache: &TokenCache) -> SealedSecret {
-    let mut secret = desired(cache, &owner(cache), None, data("t0p"), lifetime(0.0, 100.0));
+    let mut secret = desired(cache, &OwnerRef::of(cache), None, data("t0p"), lifetime(0.0, 100.0));
     secret.metadata.resource_version = Some("7".into());
     secret
 }
@@ -20,7 +20,7 @@ fn written(cache: &TokenCache) -> SealedSecret {
 #[test]
 fn the_secret_says_whose_it_is_and_how_long_it_is_valid() {
     let cache = cache(json!({"target": {"labels": {"team": "x"}, "type": "example.com/token"}}), json!(null));
-    let secret = desired(&cache, &owner(&cache), None, data("t"), lifetime(0.7, 100.9));
+    let secret = desired(&cache, &OwnerRef::of(&cache), None, data("t"), lifetime(0.7, 100.9));
     let json = serde_json::to_value(&secret).expect("serializable");
     assert_eq!(json["metadata"]["name"], "a");
     assert_eq!(json["metadata"]["labels"], json!({"team": "x", "tokencache.dev/managed": "true"}));
@@ -39,7 +39,7 @@ fn what_another_hand_put_on_the_secret_stays() {
     found.labels.get_or_insert_default().insert("theirs".into(), "1".into());
     found.annotations.get_or_insert_default().insert("theirs".into(), "2".into());
     found.finalizers = Some(vec!["theirs/f".into()]);
-    let secret = desired(&cache, &owner(&cache), Some(&found), data("t"), lifetime(0.0, 100.0));
+    let secret = desired(&cache, &OwnerRef::of(&cache), Some(&found), data("t"), lifetime(0.0, 100.0));
     assert_eq!(secret.metadata.labels.expect("set")["theirs"], "1");
     assert_eq!(secret.metadata.annotations.expect("set")["theirs"], "2");
     assert_eq!(secret.metadata.finalizers, found.finalizers);
@@ -182,7 +182,7 @@ fn the_value_does_not_print() {
 #[test]
 fn the_exact_lifetime_is_stored_no_later_than_it_is() {
     let cache = cache(json!({}), json!(null));
-    let secret = desired(&cache, &owner(&cache), None, data("t"), lifetime(0.9, 4.9));
+    let secret = desired(&cache, &OwnerRef::of(&cache), None, data("t"), lifetime(0.9, 4.9));
     let lifetime = match read(&cache, Some(&secret.metadata), None) {
         SecretState::Owned(stored) => stored.lifetime,
         SecretState::Absent | SecretState::Leftover | SecretState::Foreign(_) => None,
@@ -195,7 +195,7 @@ fn the_secret_says_when_its_data_changed_from_one_value_to_another() {
     let [new, ran] = [json!(null), json!({"runs": 1})].map(|status| cache(json!({}), status));
     let secret = |cache: &TokenCache, found: Option<&SealedSecret>, text: &str, from: f64| {
         let found = found.map(|found| &found.metadata);
-        desired(cache, &owner(cache), found, data(text), lifetime(from, 100.0))
+        desired(cache, &OwnerRef::of(cache), found, data(text), lifetime(from, 100.0))
     };
     let changed = |secret: &SealedSecret| secret.metadata.annotations.as_ref()?.get(ANNOTATION_CHANGED_AT).cloned();
     let first = secret(&new, None, "one", 0.0);

@@ -7,7 +7,7 @@ use super::Runner;
 use crate::{
     api::{TokenCache, reason::Reason},
     fetch::{Failure, Progress, is_bound, render_in_turn},
-    lock::Owner,
+    k8s::object::OwnerRef,
     reconcile::{
         desired_secret::Lifetime,
         write_secret::{discard, put_at_once},
@@ -28,7 +28,7 @@ impl Runner {
     pub(super) async fn bind(
         &self,
         cache: &TokenCache,
-        owner: &Owner,
+        owner: &OwnerRef,
         replaced: Option<&ObjectMeta>,
         (first, lifetime): (ObjectMeta, Lifetime),
         ends: &TaskTracker,
@@ -41,7 +41,7 @@ impl Runner {
             Ok((written, lifetime)) => return Ok(LastWrite { written, lifetime, replaced: Some(first) }),
             Err(failure) => failure,
         };
-        let Owner { namespace, name, .. } = owner;
+        let OwnerRef { namespace, name, .. } = owner;
         if secret.is_none() {
             tracing::warn!(namespace, name, error = failure.message, "the first token is not bound to its Secret");
             return Ok(LastWrite { written: first, lifetime, replaced: None });
@@ -56,7 +56,7 @@ impl Runner {
     async fn fetch_bound(
         &self,
         cache: &TokenCache,
-        owner: &Owner,
+        owner: &OwnerRef,
         written: &ObjectMeta,
         ends: &TaskTracker,
     ) -> Result<(ObjectMeta, Lifetime), Failure> {

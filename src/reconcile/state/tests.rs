@@ -153,25 +153,25 @@ fn a_refresh_token_that_is_written_back_late_wakes_who_was_refused_with_the_old_
     let (began, reauthentication) = (Instant::now(), Reason::ReauthenticationRequired);
     // By status, as the watch shows it.
     let mut note = Note::default();
-    assert!(!note.source_changed(Change::Rotation, 7, Some("Rejected")));
-    assert!(!note.source_changed(Change::Rotation, 7, None));
+    assert!(!note.source_changed(SourceChange::Rotation, 7, Some("Rejected")));
+    assert!(!note.source_changed(SourceChange::Rotation, 7, None));
     assert_eq!(note.unblocked, None);
-    assert!(note.source_changed(Change::Rotation, 7, Some("ReauthenticationRequired")));
+    assert!(note.source_changed(SourceChange::Rotation, 7, Some("ReauthenticationRequired")));
     assert_eq!(note.unblocked, Some(7));
     // By what this process reported, which the watch does not show yet.
     let reported = Some((8, Instant::now()));
     let mut ahead = Note { reported, waiting: Some((8, reauthentication)), ..Note::default() };
-    assert!(ahead.source_changed(Change::Rotation, 7, None));
+    assert!(ahead.source_changed(SourceChange::Rotation, 7, None));
     assert_eq!(ahead.unblocked, Some(8));
     let mut ahead = Note { reported, waiting: Some((8, Reason::InvalidSpec)), ..Note::default() };
-    assert!(!ahead.source_changed(Change::Rotation, 7, Some("ReauthenticationRequired")));
+    assert!(!ahead.source_changed(SourceChange::Rotation, 7, Some("ReauthenticationRequired")));
     // During the run, before its failure is reported.
     let mut note = Note::default();
-    note.source_changed(Change::Rotation, 7, None);
+    note.source_changed(SourceChange::Rotation, 7, None);
     assert!(note.has_source_changed_since(began, reauthentication));
     assert!(!note.has_source_changed_since(began, Reason::InvalidSpec), "it may be the run's own write");
     assert!(!note.has_source_changed_since(Instant::now() + Duration::from_secs(1), reauthentication));
-    note.source_changed(Change::Other, 7, None);
+    note.source_changed(SourceChange::Other, 7, None);
     assert!(note.has_source_changed_since(began, Reason::InvalidSpec));
 }
 

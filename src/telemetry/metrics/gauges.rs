@@ -15,11 +15,8 @@ use prometheus_client::{
 };
 
 use crate::{
-    api::{RefreshPolicy, Source, TokenCache},
-    reconcile::{
-        state::Key,
-        status::{READY, condition},
-    },
+    api::{READY, RefreshPolicy, Source, TokenCache, condition},
+    k8s::object::ObjectKey,
 };
 
 /// What is told of one TokenCache.
@@ -70,7 +67,7 @@ impl Standing {
     }
 }
 
-type Objects = Box<dyn Fn() -> Vec<(Key, Standing)> + Send + Sync>;
+type Objects = Box<dyn Fn() -> Vec<(ObjectKey, Standing)> + Send + Sync>;
 type Value = Box<dyn Fn() -> i64 + Send + Sync>;
 /// Name, help and value.
 type Gauge = (&'static str, &'static str, Value);

@@ -20,7 +20,7 @@ pub use format::Format;
 pub use gauges::Standing;
 
 use self::{format::PrometheusWriter, gauges::Gauges};
-use crate::{api::reason::Reason, reconcile::state::Key};
+use crate::{api::reason::Reason, k8s::object::ObjectKey};
 
 /// The metrics of a process. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -138,7 +138,7 @@ impl Metrics {
     }
 
     /// From now on, each scrape asks this for TokenCaches that are looked after.
-    pub fn tell_of(&self, objects: impl Fn() -> Vec<(Key, Standing)> + Send + Sync + 'static) {
+    pub fn tell_of(&self, objects: impl Fn() -> Vec<(ObjectKey, Standing)> + Send + Sync + 'static) {
         self.gauges.add_objects(Box::new(objects));
     }
 
