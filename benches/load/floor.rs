@@ -1,10 +1,7 @@
 //! The floor: a run's requests as bare calls of kube's client, and nothing else. By the project's own pure functions, so
 //! that objects are of the same size, and a controller finds them as another would have left them.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::{
@@ -17,6 +14,7 @@ use kube::{
     Api, Client, ResourceExt as _,
     api::{ListParams, Patch, PatchParams, PostParams},
 };
+use parking_lot::Mutex;
 use serde_json::json;
 use tokencache::{
     api::{
@@ -170,7 +168,7 @@ impl Known {
 
     /// A refresh: 4 writes and 1 read.
     pub async fn refresh(&self, number: usize) {
-        let (found, version) = self.versions[number].lock().unwrap().clone();
+        let (found, version) = self.versions[number].lock().clone();
         let api = Api::<TokenCache>::namespaced(self.client.clone(), &self.namespace);
         let cache = api.get(&name(number)).await.expect("a TokenCache");
         let owner = OwnerRef::of(&cache);
@@ -178,6 +176,6 @@ impl Known {
         let secret = put_secret(&self.client, &cache, Some(&found), valid_for(3600)).await;
         report(&self.client, &cache, &secret).await;
         let free = put_lease(&self.client, &owner, Some(&held), "").await;
-        *self.versions[number].lock().unwrap() = (secret, free);
+        *self.versions[number].lock() = (secret, free);
     }
 }

@@ -2,10 +2,11 @@
 //! other is at a limit on what they share; beside the same without the other, in the same run.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokencache::api::TokenCache;
 use tokio::net::TcpStream;
@@ -128,7 +129,7 @@ impl Measured {
             delays.push(delay(&victim, &name(number)).await.as_secs_f64());
             pass(Duration::from_secs(1)).await;
         }
-        let probe = longest.lock().unwrap().as_secs_f64();
+        let probe = longest.lock().as_secs_f64();
         match Arc::try_unwrap(controller) {
             Ok(controller) => drop(controller.terminate().await),
             Err(controller) => drop(controller),
@@ -153,7 +154,7 @@ fn watch_probes(controller: &Arc<Controller>) -> Arc<Mutex<Duration>> {
             let asked = Instant::now();
             let _ = controller.ask_probes("/livez").await;
             {
-                let mut longest = seen.lock().unwrap();
+                let mut longest = seen.lock();
                 *longest = longest.max(asked.elapsed());
             }
             drop(controller);

@@ -1,16 +1,12 @@
 //! The cluster, the token servers and the settings that all rows share.
 
-use std::{
-    fs::File,
-    str::FromStr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{fs::File, str::FromStr, sync::Arc, time::Duration};
 
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokencache::client::connect;
 
@@ -120,7 +116,7 @@ impl World {
         let ns = Arc::new(Namespace::new().await);
         let secret = source_secret(CREDENTIALS, &self.servers[0].options().client_secret, true);
         ns.create::<k8s_openapi::api::core::v1::Secret>(secret).await;
-        self.namespaces.lock().unwrap().push(ns.clone());
+        self.namespaces.lock().push(ns.clone());
         ns
     }
 

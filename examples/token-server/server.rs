@@ -6,11 +6,12 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use axum_server::{Handle, tls_rustls::RustlsConfig};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tower::make::Shared;
 
@@ -360,7 +361,7 @@ impl Drop for Inside {
 
 impl State {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Path>> {
-        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
+        self.paths.lock()
     }
 
     fn with<T>(&self, cache: &str, act: impl FnOnce(&mut Path) -> T) -> T {

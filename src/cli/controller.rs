@@ -93,19 +93,10 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     let layers = ServiceBuilder::new().layer(count).layer(time.clone()).layer(contacts.clone()).into_inner();
     let client = connect_through(config, limits, &layers).context("the cluster's settings cannot be used")?;
 
-    let seen = time.clone();
-    metrics.measure("clock_offset_seconds", "What is added to the node's clock, by the API server's", move || {
-        seen.offset().num_seconds()
-    });
+    measure(&metrics, &time, &contacts);
     let require_source_label = flags.runner.require_source_label;
     let runner = flags.runner.runner(client, time.clock(), identity.clone(), metrics.clone())?;
     let runner = Runner { notes: Notes::with_min_interval(flags.min_fetch_interval.as_chrono()), ..runner };
-    let seen = contacts.clone();
-    metrics.measure(
-        "watch_silence_seconds",
-        "Since when nothing has arrived on the watch that is silent for longest",
-        move || seen.longest_silence(Instant::now()).as_secs().try_into().unwrap_or(i64::MAX),
-    );
     let settings = Settings {
         namespaces: flags.namespace,
         concurrency: flags.concurrency.into(),
@@ -128,21 +119,40 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     }
     tracing::info!("stopping: no new runs; those that go on end or are cancelled");
     stop.begin.cancel();
-    tokio::select! {
-        ended = timeout(LAST_MOMENT, controller) => if ended.is_err() {
-            tracing::warn!("some runs did not end in time; their Leases run out by themselves");
-        },
-        // A person is not kept waiting. The kubelet may repeat SIGTERM.
-        () = interrupted_again(&mut signals) => {
-            tracing::warn!("interrupted again: runs were cut off; their Leases run out by themselves");
-        }
-    }
+    await_end(controller, &mut signals).await;
     stop_admin.cancel();
     if let Some(traces) = traces {
         traces.end().await;
     }
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until all runs have ended, for a limited time.
+async fn await_end(controller: impl Future<Output = ()>, signals: &mut Signals) {
+    tokio::select! {
+        ended = timeout(LAST_MOMENT, controller) => if ended.is_err() {
+            tracing::warn!("some runs did not end in time; their Leases run out by themselves");
+        },
+        // A person is not kept waiting. The kubelet may repeat SIGTERM.
+        () = interrupted_again(signals) => {
+            tracing::warn!("interrupted again: runs were cut off; their Leases run out by themselves");
+        }
+    }
+}
+
+/// Gauges of the connection to the API server.
+fn measure(metrics: &Metrics, time: &ClusterTime, contacts: &WatchContacts) {
+    let seen = time.clone();
+    metrics.measure("clock_offset_seconds", "What is added to the node's clock, by the API server's", move || {
+        seen.offset().num_seconds()
+    });
+    let seen = contacts.clone();
+    metrics.measure(
+        "watch_silence_seconds",
+        "Since when nothing has arrived on the watch that is silent for longest",
+        move || seen.longest_silence(Instant::now()).as_secs().try_into().unwrap_or(i64::MAX),
+    );
 }
 
 /// Serves probes and metrics.

@@ -19,7 +19,7 @@ use crate::{
     k8s::watch::watch_one,
     reconcile::{
         observe::Watched,
-        run::{Ran, Runner},
+        run::{RunOutcome, Runner},
     },
     telemetry::metrics::Metrics,
 };
@@ -115,13 +115,13 @@ async fn serve(runner: Runner, caches: Api<TokenCache>, name: String, stop: Canc
             continue;
         };
         pause = match runner.run(cache, &Watched::default(), &stop).await {
-            Ok(Ran::Busy { retry_in, .. }) => retry_in.min(BUSY),
-            Ok(Ran::Cancelled) => return hindrance,
+            Ok(RunOutcome::Cancelled) => return hindrance,
             // The watch brings what was reported.
-            Ok(Ran::Done | Ran::NotNeeded) => {
+            Ok(RunOutcome::Finished | RunOutcome::NotNeeded) => {
                 hindrance = None;
                 BUSY
             }
+            Ok(outcome) => outcome.retry_in().unwrap_or(BUSY).min(BUSY),
             Err(error) => {
                 hindrance = Some(error.to_string());
                 BUSY

@@ -42,11 +42,12 @@ mod value;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 #[cfg(test)]
@@ -202,8 +203,8 @@ impl Client {
         Handle::new(self.clone(), fresh)
     }
 
-    fn names(&self) -> std::sync::MutexGuard<'_, Names> {
-        self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
+    fn names(&self) -> parking_lot::MutexGuard<'_, Names> {
+        self.0.names.lock()
     }
 
     fn now(&self) -> DateTime<Utc> {

@@ -1,9 +1,10 @@
 //! The way to a value: read the Secret; if it does not do, ask for a run, wait for its end, and read it again.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use chrono::TimeDelta;
 use kube::api::{ListParams, Patch, PatchParams};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -230,7 +231,7 @@ impl Client {
 impl Shared {
     /// The turn of those with the same wish.
     fn turn(&self, wish: &Wish) -> Arc<AskTurn> {
-        let mut asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asks = self.asks.lock();
         asks.retain(|(_, turn)| turn.strong_count() > 0);
         if let Some(turn) = asks.iter().find(|(of, _)| of == wish).and_then(|(_, turn)| turn.upgrade()) {
             return turn;
@@ -241,7 +242,7 @@ impl Shared {
     }
 
     fn follow(&self, client: &Client, name: &str) -> Arc<Follow> {
-        let mut follow = self.follow.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut follow = self.follow.lock();
         follow.upgrade().unwrap_or_else(|| {
             let started = Arc::new(Follow::start(client.clone(), name.to_owned()));
             *follow = Arc::downgrade(&started);

@@ -1,19 +1,17 @@
 //! Whether the API server was away and is back: then nobody waits longer for it.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::channel::mpsc::UnboundedSender;
 use kube::runtime::reflector::ObjectRef;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{reconcile::at, store::Kept};
 use crate::{
     k8s::object::ObjectKey,
     reconcile::{
-        run::{Ran, RunError},
+        run::{RunError, RunOutcome},
         state::Notes,
     },
 };
@@ -31,15 +29,21 @@ struct State {
 impl Recovery {
     /// Looks at the objects of this namespace, or of all, are called for here.
     pub(super) fn add(&self, namespace: Option<String>, looks: UnboundedSender<ObjectRef<Kept>>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).scopes.push((namespace, looks));
+        self.0.lock().scopes.push((namespace, looks));
     }
 
     /// Learns from a run's end whether the API server is away.
-    pub(super) fn learn(&self, ran: &Result<Ran, RunError>, notes: &Notes, now: Instant) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn learn(&self, ran: &Result<RunOutcome, RunError>, notes: &Notes, now: Instant) {
+        let mut state = self.0.lock();
         let over = match ran {
-            // A run of its own that came to nothing may have done so since the API server is away.
-            Ok(Ran::Cancelled | Ran::Busy { holder: None, .. }) => false,
+            // These may have come to nothing because the API server is away.
+            Ok(
+                RunOutcome::Cancelled
+                | RunOutcome::HeldBy { holder: None, .. }
+                | RunOutcome::AwaitsGarbageCollection { .. }
+                | RunOutcome::HoldLost
+                | RunOutcome::Panicked,
+            ) => false,
             Ok(_) => state.outage.answered(now),
             Err(error) => {
                 if error.is_retryable() {
@@ -114,13 +118,13 @@ mod tests {
             notes.with(&key(namespace), |note| note.api_failures = 3);
         }
         notes.with(&("one".to_owned(), "well".to_owned()), |_| {});
-        recovery.learn(&Ok(Ran::Done), &notes, now);
+        recovery.learn(&Ok(RunOutcome::Finished), &notes, now);
         assert_eq!(looked(), (vec![], vec![]), "it was not away");
         recovery.learn(&Err(RunError::Api(ApiError::Timeout)), &notes, now);
-        recovery.learn(&Ok(Ran::Busy { retry_in: SILENCE, holder: None }), &notes, now + SILENCE * 2);
-        recovery.learn(&Ok(Ran::Cancelled), &notes, now + SILENCE * 2);
+        recovery.learn(&Ok(RunOutcome::HoldLost), &notes, now + SILENCE * 2);
+        recovery.learn(&Ok(RunOutcome::Cancelled), &notes, now + SILENCE * 2);
         assert_eq!(looked(), (vec![], vec![]), "it did not answer");
-        recovery.learn(&Ok(Ran::Done), &notes, now + SILENCE * 2);
+        recovery.learn(&Ok(RunOutcome::Finished), &notes, now + SILENCE * 2);
         assert_eq!(looked(), (vec![at(&key("one"))], vec![at(&key("two"))]));
     }
 

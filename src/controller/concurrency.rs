@@ -4,8 +4,9 @@
 
 mod queue;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use self::queue::Queue;
@@ -94,7 +95,7 @@ struct Pool(Arc<Mutex<Queue<oneshot::Sender<Slot>>>>);
 
 impl Pool {
     fn lock(&self) -> MutexGuard<'_, Queue<oneshot::Sender<Slot>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     async fn slot(&self, request: Request) -> Slot {

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -11,6 +11,7 @@ use std::{
 use futures::future::BoxFuture;
 use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 use url::form_urlencoded;
@@ -32,11 +33,11 @@ struct Contact {
 
 impl Contact {
     fn touch(&self) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.last.lock() = Instant::now();
     }
 
     fn silence(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(*self.last.lock().unwrap_or_else(PoisonError::into_inner))
+        now.saturating_duration_since(*self.last.lock())
     }
 }
 
@@ -61,8 +62,8 @@ impl WatchContacts {
         silent.filter(|(_, silence)| *silence >= limit).max_by_key(|(_, silence)| *silence)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Watched, Contact>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, HashMap<Watched, Contact>> {
+        self.0.lock()
     }
 
     fn of<B>(&self, request: &Request<B>) -> Option<Contact> {
@@ -185,7 +186,7 @@ mod tests {
         };
         let later = || Instant::now() + LIMIT;
         let lost = || contacts.lost(LIMIT, later()).map(|(what, _)| what);
-        let last = || contacts.0.lock().unwrap().values().map(|contact| *contact.last.lock().unwrap()).max();
+        let last = || contacts.0.lock().values().map(|contact| *contact.last.lock()).max();
         assert_eq!((lost(), contacts.lost(LIMIT, Instant::now())), (Some("Secrets"), None));
         let before = last();
         let _ = ask("/api/v1/secrets?labelSelector=a%3Dtrue&watch=true", 200).await;

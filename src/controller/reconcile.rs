@@ -1,11 +1,6 @@
 //! Tends one TokenCache: looks at it, decides, acts, and says when to look again.
 
-use std::{
-    convert::Infallible,
-    panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::{FutureExt as _, channel::mpsc};
@@ -14,8 +9,9 @@ use kube::runtime::{
     controller::Action,
     reflector::{ObjectRef, Store},
 };
+use parking_lot::Mutex;
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use super::{
     Stop,
@@ -24,7 +20,7 @@ use super::{
     finalizer::finalize,
     store::Kept,
     store::Secrets,
-    watch::key,
+    watch::{Listed, key},
 };
 use crate::{
     api::{TokenCache, reason::Reason},
@@ -54,15 +50,15 @@ impl Peers {
     }
 
     pub(super) fn saw(&self, replica: &str, now: Instant) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).saw(replica, now);
+        self.0.lock().saw(replica, now);
     }
 
     fn rank(&self, key: &ObjectKey, now: Instant) -> u32 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).rank(&object(key), now)
+        self.0.lock().rank(&object(key), now)
     }
 
     pub(super) fn let_pass(&self, key: &ObjectKey) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).let_pass(&object(key));
+        self.0.lock().let_pass(&object(key));
     }
 }
 
@@ -78,8 +74,7 @@ pub(super) struct Context {
     pub(super) stop: Stop,
     pub(super) caches: Store<Kept>,
     pub(super) secrets: Secrets,
-    /// Told when the Secrets have been listed once.
-    pub(super) secrets_synced: CancellationToken,
+    pub(super) secrets_listed: Listed,
     /// The runs that go on or wait for their place. They are not waited for by what tends, since kube's controller polls
     /// all that it waits for whenever one of them moves.
     pub(super) runs: TaskTracker,
@@ -169,7 +164,7 @@ impl Context {
         };
         // Before the first list of the Secrets has come, every Secret would seem absent.
         tokio::select! {
-            () = self.secrets_synced.cancelled() => {}
+            () = self.secrets_listed.wait() => {}
             () = self.stop.begin.cancelled() => return Ok(Look::Done(None)),
         }
         let formers = self.former_secrets(key, &cache.metadata, cache.secret_name());
@@ -177,10 +172,20 @@ impl Context {
             return Ok(Look::Done(None));
         }
         self.runner.notes.with_known(key, |note| note.complain(None));
-        let Some(mut note) = self.checked(key, cache) else { return Ok(Look::Running) };
+        let Some(note) = self.checked(key, cache) else { return Ok(Look::Running) };
         if note.is_ahead_of(cache.runs()) {
             return Ok(Look::Early(LOOK_AGAIN));
         }
+        self.decide_and_act(key, cache, note).await
+    }
+
+    /// Decides by what is known of a TokenCache that has been read and checked, and does it.
+    async fn decide_and_act(
+        self: &Arc<Self>,
+        key: &ObjectKey,
+        cache: &TokenCache,
+        mut note: Note,
+    ) -> Result<Look, RunError> {
         let mut watched = self.watched(key, cache, &note);
         self.meet(key, cache, &mut note);
         let settle = self.verify(key, cache, &watched, &mut note).await?;
@@ -218,8 +223,8 @@ impl Context {
                     if untrue != left {
                         self.report_meanwhile(key).await?;
                     }
-                    let sooner = [settle, recheck, removal, left, self.until_expiry(&seen, now)];
-                    return Ok(Look::Early(sooner.into_iter().flatten().fold(wait, Duration::min)));
+                    let sooner = [Some(wait), settle, recheck, removal, left, self.until_expiry(&seen, now)];
+                    return Ok(Look::Early(sooner.into_iter().flatten().min().unwrap_or(wait)));
                 }
             },
             Plan::Sleep(at) | Plan::Refuse(_, _, at) => {

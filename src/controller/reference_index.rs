@@ -2,10 +2,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use crate::{fetch::Reference, k8s::object::ObjectKey};
+use parking_lot::Mutex;
 
 /// The index. Cloning shares it.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +18,7 @@ type Index = HashMap<(String, Reference), HashSet<String>>;
 impl References {
     /// Replaces what a TokenCache referred to by what it refers to now; nothing when it is new or gone.
     pub fn replace(&self, (namespace, name): &ObjectKey, old: &[Reference], new: &[Reference]) {
-        let mut index = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.0.lock();
         for old in old {
             let at = (namespace.clone(), old.clone());
             if let Some(names) = index.get_mut(&at) {
@@ -35,7 +36,7 @@ impl References {
     /// The names of the TokenCaches in a namespace that refer to an object.
     #[must_use]
     pub fn to(&self, namespace: &str, reference: &Reference) -> Vec<String> {
-        let index = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = self.0.lock();
         let names = index.get(&(namespace.to_owned(), reference.clone()));
         names.map(|names| names.iter().cloned().collect()).unwrap_or_default()
     }

@@ -21,7 +21,7 @@ use crate::{
     reconcile::{
         observe::{checked, observed},
         plan::{Observed, Plan, decide},
-        run::{Ran, RunError},
+        run::{RunError, RunOutcome},
         state::Note,
         status::during_run,
     },
@@ -58,7 +58,7 @@ impl Context {
             let run = context.reporting(&key, &moments, &none, Some(&*changed), run);
             let ran = AssertUnwindSafe(Box::pin(run)).catch_unwind().await.unwrap_or_else(|_| {
                 tracing::error!(namespace = key.0, name = key.1, "a run ended unexpectedly");
-                Ok(Ran::Busy { retry_in: BUSY, holder: None })
+                Ok(RunOutcome::Panicked)
             });
             context.recovery.learn(&ran, &context.runner.notes, Instant::now());
             let failed = ran.is_err();
@@ -85,27 +85,31 @@ impl Context {
     }
 
     /// When to look again after a run, if nothing happens before.
-    fn after(&self, key: &ObjectKey, ran: Ran) -> Option<Duration> {
-        if !matches!(ran, Ran::Busy { .. }) {
+    fn after(&self, key: &ObjectKey, outcome: RunOutcome) -> Option<Duration> {
+        let retry_in = outcome.retry_in();
+        if retry_in.is_none() {
             self.runner.notes.with_known(key, |note| note.due_since = None);
         }
-        match ran {
-            Ran::Done => {
+        match outcome {
+            RunOutcome::Finished => {
                 // Else each that is gone would cost every object its grace, for as long as it is remembered.
                 self.peers.let_pass(key);
                 None
             }
-            Ran::Cancelled => None,
-            Ran::NotNeeded => self.runner.notes.with_known(key, Note::ran_in_vain),
-            Ran::Busy { retry_in, holder } => {
+            RunOutcome::NotNeeded => self.runner.notes.with_known(key, Note::ran_in_vain),
+            RunOutcome::HeldBy { holder, .. } => {
                 tracing::debug!(namespace = key.0, name = key.1, holder, "somebody else runs it");
                 if let Some((process, _)) = holder.as_deref().and_then(|holder| holder.rsplit_once('_'))
                     && let Some((replica, _)) = process.rsplit_once('_')
                 {
                     self.peers.saw(replica, Instant::now());
                 }
-                Some(retry_in)
+                retry_in
             }
+            RunOutcome::AwaitsGarbageCollection { .. }
+            | RunOutcome::HoldLost
+            | RunOutcome::Cancelled
+            | RunOutcome::Panicked => retry_in,
         }
     }
 
@@ -117,8 +121,8 @@ impl Context {
         moments: &[Option<Duration>],
         progress: &Progress,
         changed: Option<&Notify>,
-        running: impl Future<Output = Result<Ran, RunError>>,
-    ) -> Result<Ran, RunError> {
+        running: impl Future<Output = Result<RunOutcome, RunError>>,
+    ) -> Result<RunOutcome, RunError> {
         let mut moments: Vec<Duration> = moments.iter().flatten().copied().collect();
         moments.sort_unstable();
         let mut moments = moments.into_iter().peekable();
@@ -171,39 +175,38 @@ impl Context {
         (work, request): (Work, Request),
         fresh: bool,
         cancel: &CancellationToken,
-    ) -> Result<Ran, RunError> {
+    ) -> Result<RunOutcome, RunError> {
         let _slot = tokio::select! {
             biased;
-            () = self.stop.begin.cancelled() => return Ok(Ran::Cancelled),
-            () = cancel.cancelled() => return Ok(Ran::Cancelled),
+            () = self.stop.begin.cancelled() => return Ok(RunOutcome::Cancelled),
+            () = cancel.cancelled() => return Ok(RunOutcome::Cancelled),
             slot = self.concurrency.slot(work, request) => slot,
         };
-        let Some(cache) = &self.shown(key) else { return Ok(Ran::NotNeeded) };
+        let Some(cache) = &self.shown(key) else { return Ok(RunOutcome::NotNeeded) };
         let note = checked(&self.runner.notes, key, cache).await;
         let watched = self.watched(key, cache, &note);
         let seen = || observed(cache, watched.metadata.as_deref(), &note);
         if !matches!(decide(&seen(), self.runner.clock.now()), Plan::Fetch(_)) {
             // Another replica may have been faster: it is looked at anew.
-            return Ok(Ran::Cancelled);
+            return Ok(RunOutcome::Cancelled);
         }
         let progress = Progress::default();
         self.runner.notes.with(key, |note| note.progress = Some(progress.clone()));
         let run = Box::pin(self.runner.run(cache, &watched, cancel));
         let mut ran = self.reporting(key, &[fresh.then_some(PATIENCE)], &progress, None, run).await;
         self.runner.notes.with_known(key, |note| note.progress = None);
-        if let Ok(Ran::Busy { retry_in, holder }) = &mut ran {
-            // Looked at in between, so that a renewal is seen when it comes and not a duration later; and at expiry.
+        if let Ok(RunOutcome::HeldBy { retry_in, .. } | RunOutcome::AwaitsGarbageCollection { retry_in }) = &mut ran {
+            // Checked in between, so that a renewal is seen when it comes and not a duration later; and at expiry.
             let expiry = self.until_expiry(&seen(), self.runner.clock.now());
             *retry_in = expiry.unwrap_or(BUSY).min(BUSY).min(*retry_in);
-            // Without a holder, it was its own run that came to nothing.
-            if holder.is_some() {
-                let runs = cache.runs();
-                let busy = (runs, Instant::now() + *retry_in);
-                let before = self.runner.notes.with_known(key, |note| note.busy.replace(busy)).flatten();
-                // Who still holds it may be dead, and leave it to others to say that the value has expired.
-                if before.is_some_and(|(of, _)| of == runs) {
-                    Box::pin(self.report_meanwhile(key)).await?;
-                }
+        }
+        if let Ok(RunOutcome::HeldBy { retry_in, holder: Some(_) }) = &ran {
+            let runs = cache.runs();
+            let busy = (runs, Instant::now() + *retry_in);
+            let before = self.runner.notes.with_known(key, |note| note.busy.replace(busy)).flatten();
+            // The holder may be dead, so that no other replica reports that the value has expired.
+            if before.is_some_and(|(of, _)| of == runs) {
+                Box::pin(self.report_meanwhile(key)).await?;
             }
         }
         ran

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fmt, sync::Arc};
 
-use futures::{StreamExt as _, TryStreamExt as _, future, stream};
+use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedSender, future, stream};
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Secret, ServiceAccount},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -15,8 +15,8 @@ use kube::{
         watcher::{self, Event},
     },
 };
-use tokio::sync::oneshot;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::{SetOnce, oneshot};
+use tokio_util::task::TaskTracker;
 
 use super::{
     Stop, WatchContacts,
@@ -24,8 +24,7 @@ use super::{
     books::{Books, secret_named},
     concurrency::Concurrency,
     reconcile::{Context, Peers, at, reconcile},
-    store::Secrets,
-    store::{Kept, Sent},
+    store::{Kept, Secrets, Sent},
 };
 use crate::{
     api::names::{LABEL_MANAGED, LABEL_SOURCE},
@@ -96,123 +95,41 @@ impl Start {
         watch_all(self.api::<K>(), config.page_size(PAGE)).inspect_err(log_watch(what, &self.readiness))
     }
 
-    /// Watches and tends until the stop; tells when all has been listed once.
+    /// Watches and reconciles until the stop. Sends `ready` when TokenCaches and Secrets have been listed once.
     pub(super) async fn run(self, ready: oneshot::Sender<()>) {
-        // What each refers to, and which Secret each writes.
-        let (index, targets) = (References::default(), References::default());
-        let notes = self.runner.notes.clone();
-
-        // Not by `Store::wait_until_ready`: of several that wait so, kube wakes only one.
-        let (caches_synced, secrets_synced) = (CancellationToken::new(), CancellationToken::new());
-
         let (caches, caches_writer) = reflector::store::<Kept>();
-        let known = caches.clone();
+        let known = Known {
+            caches,
+            notes: self.runner.notes.clone(),
+            references: References::default(),
+            targets: References::default(),
+            secrets: Secrets::default(),
+            caches_listed: Listed::default(),
+            secrets_listed: Listed::default(),
+        };
+        let shown = known.caches.clone();
         self.runner.metrics.tell_of(move || {
-            known.state().iter().filter_map(|object| Some((key(&**object), object.standing?))).collect()
+            shown.state().iter().filter_map(|object| Some((key(&**object), object.standing?))).collect()
         });
-        let watched_caches = {
-            let mut books = Books {
-                known: caches.clone(),
-                references: index.clone(),
-                targets: targets.clone(),
-                notes: notes.clone(),
-                peers: self.peers.clone(),
-                locks: self.runner.locks.clone(),
-                listed: HashSet::new(),
-            };
-            self.watch::<Sent>("TokenCaches", Need::Required, watcher::Config::default())
-                .map_ok(move |event| books.keep(event))
-                .reflect(caches_writer)
-                .inspect_ok(tell_synced(&caches_synced))
-                .applied_objects()
-                .try_filter({
-                    let notes = notes.clone();
-                    move |cache| future::ready(notes.may_look(&key(cache)))
-                })
-                .filter(is_no_error)
-        };
-
-        // A Secret that vanished while the watch was broken is told by no event, so after each list all are looked at.
-        let (listed, after_list) = futures::channel::mpsc::unbounded();
-        // One that is looked after may be the source of another TokenCache.
-        let sources = Sources { caches: caches.clone(), notes: notes.clone(), index };
         let (unblocked, after_change) = futures::channel::mpsc::unbounded();
-        let secrets = Secrets::default();
-        let managed = watcher::Config::default().labels(&format!("{LABEL_MANAGED}=true"));
-        let watched_secrets = {
-            let (notes, secrets, sources) = (notes.clone(), secrets.clone(), sources.clone());
-            let scope = self.namespace.clone();
-            self.watch::<SecretMeta>("Secrets", Need::Required, managed)
-                .inspect_ok(move |event| {
-                    let (Event::Apply(secret) | Event::InitApply(secret)) = event else { return };
-                    for at in sources.changed(ReferenceKind::Secret, secret) {
-                        // Nobody listens any more only when the controller has ended.
-                        let _ = unblocked.unbounded_send(at);
-                    }
-                })
-                .modify(|secret| secret.meta_mut().managed_fields = None)
-                .inspect_ok(move |event| {
-                    secrets.apply(event);
-                    secret_event(event, &notes);
-                    if matches!(event, Event::InitDone) {
-                        notes.listed(scope.as_deref(), |key| secrets.get(key).is_some());
-                    }
-                })
-                .inspect_ok(tell_synced(&secrets_synced))
-                .inspect_ok(move |event| {
-                    if matches!(event, Event::InitDone) {
-                        let _ = listed.unbounded_send(());
-                    }
-                })
-                // After a list all are looked at, whatever it brought.
-                .try_filter_map(|event| match event {
-                    Event::Apply(secret) | Event::Delete(secret) => future::ok(Some(secret)),
-                    Event::Init | Event::InitApply(_) | Event::InitDone => future::ok(None),
-                })
-                .filter(is_no_error)
-        };
-
-        let opened = self.require_source_label.then(|| format!("{LABEL_SOURCE}=true"));
-        let not_managed = format!("{LABEL_MANAGED}!=true");
-        let others = opened.iter().chain([&not_managed]).map(String::as_str).collect::<Vec<_>>().join(",");
-        let others = watcher::Config::default().labels(&others);
-        let source = watcher::Config { label_selector: opened, ..watcher::Config::default() };
-        let source_secrets = self.watch::<SecretMeta>("source Secrets", Need::Optional, others).applied_objects();
-        let config_maps = watcher::Config::default();
-        let config_maps =
-            self.watch::<MetadataOnly<ConfigMap>>("ConfigMaps", Need::Optional, config_maps).applied_objects();
-        let accounts = self
-            .watch::<MetadataOnly<ServiceAccount>>("source ServiceAccounts", Need::Optional, source)
-            .applied_objects();
-        let after_others_change = stream::select_all([
-            sources.clone().changes(source_secrets, ReferenceKind::Secret).boxed(),
-            sources.clone().changes(config_maps, ReferenceKind::ConfigMap).boxed(),
-            sources.changes(accounts, ReferenceKind::ServiceAccount).boxed(),
-        ]);
-
-        let runs = TaskTracker::new();
+        let (listed, after_list) = futures::channel::mpsc::unbounded();
         let (ended, after_runs) = futures::channel::mpsc::unbounded();
         self.recovery.add(self.namespace.clone(), ended.clone());
-        let context = Arc::new(Context {
-            runner: self.runner.clone(),
-            concurrency: self.concurrency.clone(),
-            peers: self.peers.clone(),
-            stop: self.stop.clone(),
-            caches,
-            secrets,
-            secrets_synced: secrets_synced.clone(),
-            runs: runs.clone(),
-            ended,
-            recovery: self.recovery.clone(),
-        });
+        let token_caches = self.token_caches(&known, caches_writer);
+        let secrets = self.secrets(&known, unblocked, listed);
+        let after_others_change = self.source_changes(&known);
+
+        let runs = TaskTracker::new();
+        let context = Arc::new(self.context(&known, runs.clone(), ended));
+        let (caches_listed, secrets_listed) = (known.caches_listed.clone(), known.secrets_listed.clone());
         tokio::spawn(async move {
-            caches_synced.cancelled().await;
-            secrets_synced.cancelled().await;
+            caches_listed.wait().await;
+            secrets_listed.wait().await;
             let _ = ready.send(());
         });
-        Controller::for_stream(watched_caches, context.caches.clone())
+        Controller::for_stream(token_caches, known.caches)
             .with_config(controller::Config::default().concurrency(LOOKS))
-            .watches_stream(watched_secrets, move |secret| concerned(&secret, &targets, &notes))
+            .watches_stream(secrets, move |secret| concerned(&secret, &known.targets, &known.notes))
             .reconcile_on(after_change)
             .reconcile_on(after_others_change)
             .reconcile_on(after_runs)
@@ -229,22 +146,159 @@ impl Start {
         runs.close();
         runs.wait().await;
     }
+
+    /// The TokenCaches, which go to the store.
+    fn token_caches(
+        &self,
+        known: &Known,
+        writer: reflector::store::Writer<Kept>,
+    ) -> impl futures::Stream<Item = watcher::Result<Kept>> + Send + use<> {
+        let mut books = Books {
+            known: known.caches.clone(),
+            references: known.references.clone(),
+            targets: known.targets.clone(),
+            notes: known.notes.clone(),
+            peers: self.peers.clone(),
+            locks: self.runner.locks.clone(),
+            listed: HashSet::new(),
+        };
+        let notes = known.notes.clone();
+        self.watch::<Sent>("TokenCaches", Need::Required, watcher::Config::default())
+            .map_ok(move |event| books.keep(event))
+            .reflect(writer)
+            .inspect_ok(on_list({
+                let listed = known.caches_listed.clone();
+                move || listed.set()
+            }))
+            .applied_objects()
+            .try_filter(move |cache| future::ready(notes.may_look(&key(cache))))
+            .filter(is_no_error)
+    }
+
+    /// The Secrets of TokenCaches. What may be unblocked by one is sent to `unblocked`, since a Secret of one TokenCache
+    /// may be the source of another. A Secret that vanished while the watch was broken is in no event, so after each list
+    /// `listed` has all TokenCaches reconciled.
+    fn secrets(
+        &self,
+        known: &Known,
+        unblocked: UnboundedSender<ObjectRef<Kept>>,
+        listed: UnboundedSender<()>,
+    ) -> impl futures::Stream<Item = watcher::Result<SecretMeta>> + Send + use<> {
+        let managed = watcher::Config::default().labels(&format!("{LABEL_MANAGED}=true"));
+        let (sources, secrets, notes) = (known.sources(), known.secrets.clone(), known.notes.clone());
+        let (scope, secrets_listed) = (self.namespace.clone(), known.secrets_listed.clone());
+        self.watch::<SecretMeta>("Secrets", Need::Required, managed)
+            .inspect_ok(move |event| {
+                let (Event::Apply(secret) | Event::InitApply(secret)) = event else { return };
+                for at in sources.changed(ReferenceKind::Secret, secret) {
+                    // The receiver is gone only when the controller has ended.
+                    let _ = unblocked.unbounded_send(at);
+                }
+            })
+            .modify(|secret| secret.meta_mut().managed_fields = None)
+            .inspect_ok({
+                let (secrets, notes) = (secrets.clone(), notes.clone());
+                move |event| {
+                    secrets.apply(event);
+                    secret_event(event, &notes);
+                }
+            })
+            .inspect_ok(on_list(move || {
+                notes.listed(scope.as_deref(), |key| secrets.get(key).is_some());
+                secrets_listed.set();
+                let _ = listed.unbounded_send(());
+            }))
+            // After a list all are reconciled, whatever it brought.
+            .try_filter_map(|event| match event {
+                Event::Apply(secret) | Event::Delete(secret) => future::ok(Some(secret)),
+                Event::Init | Event::InitApply(_) | Event::InitDone => future::ok(None),
+            })
+            .filter(is_no_error)
+    }
+
+    /// The TokenCaches that a change of another object unblocks: of a Secret that no TokenCache owns, a ConfigMap or a
+    /// ServiceAccount.
+    fn source_changes(&self, known: &Known) -> impl futures::Stream<Item = ObjectRef<Kept>> + Send + use<> {
+        let opened = self.require_source_label.then(|| format!("{LABEL_SOURCE}=true"));
+        let not_managed = format!("{LABEL_MANAGED}!=true");
+        let others = opened.iter().chain([&not_managed]).map(String::as_str).collect::<Vec<_>>().join(",");
+        let secrets = watcher::Config::default().labels(&others);
+        let accounts = watcher::Config { label_selector: opened, ..watcher::Config::default() };
+        let secrets = self.watch::<SecretMeta>("source Secrets", Need::Optional, secrets);
+        let config_maps = self.watch::<MetadataOnly<ConfigMap>>("ConfigMaps", Need::Optional, Default::default());
+        let accounts = self.watch::<MetadataOnly<ServiceAccount>>("source ServiceAccounts", Need::Optional, accounts);
+        stream::select_all([
+            known.sources().changes(secrets.applied_objects(), ReferenceKind::Secret).boxed(),
+            known.sources().changes(config_maps.applied_objects(), ReferenceKind::ConfigMap).boxed(),
+            known.sources().changes(accounts.applied_objects(), ReferenceKind::ServiceAccount).boxed(),
+        ])
+    }
+
+    fn context(&self, known: &Known, runs: TaskTracker, ended: UnboundedSender<ObjectRef<Kept>>) -> Context {
+        Context {
+            runner: self.runner.clone(),
+            concurrency: self.concurrency.clone(),
+            peers: self.peers.clone(),
+            stop: self.stop.clone(),
+            caches: known.caches.clone(),
+            secrets: known.secrets.clone(),
+            secrets_listed: known.secrets_listed.clone(),
+            runs,
+            ended,
+            recovery: self.recovery.clone(),
+        }
+    }
+}
+
+/// What the watches of one scope know together.
+struct Known {
+    caches: Store<Kept>,
+    notes: Notes,
+    /// The objects that each TokenCache refers to.
+    references: References,
+    /// The Secret that each TokenCache writes.
+    targets: References,
+    secrets: Secrets,
+    caches_listed: Listed,
+    secrets_listed: Listed,
+}
+
+impl Known {
+    fn sources(&self) -> Sources {
+        Sources { caches: self.caches.clone(), notes: self.notes.clone(), index: self.references.clone() }
+    }
+}
+
+/// Whether the first list of a watch has arrived. Cloning shares it. Not `Store::wait_until_ready`: kube wakes only one
+/// of several that wait.
+#[derive(Clone, Default)]
+pub(super) struct Listed(Arc<SetOnce<()>>);
+
+impl Listed {
+    fn set(&self) {
+        // Later lists change nothing.
+        let _ = self.0.set(());
+    }
+
+    /// Waits for the first list.
+    pub(super) async fn wait(&self) {
+        self.0.wait().await;
+    }
+}
+
+/// Calls a function after each list, when the store holds it.
+fn on_list<K>(mut then: impl FnMut()) -> impl FnMut(&Event<K>) {
+    move |event| {
+        if matches!(event, Event::InitDone) {
+            then();
+        }
+    }
 }
 
 /// After an error, kube's controller heeds nothing for a while, not even the end of a run: the longer, the more of them
 /// came in a row. The watches wait by themselves, and say what broke them.
 fn is_no_error<K>(event: &watcher::Result<K>) -> future::Ready<bool> {
     future::ready(event.is_ok())
-}
-
-/// Tells when the first list has come, for the event after which the store holds it.
-fn tell_synced<K>(synced: &CancellationToken) -> impl FnMut(&Event<K>) + use<K> {
-    let synced = synced.clone();
-    move |event| {
-        if matches!(event, Event::InitDone) {
-            synced.cancel();
-        }
-    }
 }
 
 pub(super) fn key(object: &impl Resource) -> ObjectKey {

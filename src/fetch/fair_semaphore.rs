@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Semaphores by name. Each exists for as long as somebody uses it. Cloning shares them.
@@ -27,7 +28,7 @@ impl Semaphores {
     /// The semaphore of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Arc<Semaphore> {
-        let mut semaphores = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut semaphores = self.by_name.lock();
         if let Some(semaphore) = semaphores.get(name).and_then(Weak::upgrade) {
             return semaphore;
         }

@@ -1,13 +1,10 @@
 //! One HTTP exchange: to a checked address, without redirects, with a bounded answer.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use parking_lot::Mutex;
 use reqwest::{Client, RequestBuilder, Response, redirect};
 use url::{Host, Url};
 use zeroize::Zeroizing;
@@ -97,7 +94,7 @@ impl Clients {
     fn client(&self, url: &Url, settings: &Settings) -> Result<Client, Failure> {
         let key = settings.fingerprint(url);
         // A panic elsewhere leaves the list whole: it is changed in single steps.
-        let lock = || self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.built.lock();
         let take = |built: &mut VecDeque<([u8; 32], Client)>| {
             let index = built.iter().position(|(other, _)| *other == key)?;
             built.remove(index)
@@ -378,7 +375,7 @@ mod tests {
     fn clients_are_kept_by_their_settings_and_only_so_many() {
         let clients = Clients::new(AddressRules::default(), crate::fetch::lookup::system_lookup());
         let url: Url = "http://id.example.com".parse().unwrap();
-        let kept = || clients.built.lock().unwrap().len();
+        let kept = || clients.built.lock().len();
         for number in 0..MAX_CLIENTS + 10 {
             let mut settings = Settings::default();
             settings.server_name = Some(format!("n{number}"));

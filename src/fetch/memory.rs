@@ -2,9 +2,10 @@
 //! many at a time. A fetch that reads more takes a place among the few large ones, and one namespace can have only a part of
 //! these. It takes that place once, for all it may need: fetches that wait for each other's memory would never end.
 
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 
 use crate::fetch::fair_semaphore::{FairPermit, FairSemaphore};
+use parking_lot::Mutex;
 
 /// A fetch that reads more than this, from a server or from objects in the cluster, is large.
 pub(super) const SMALL: usize = 64 * 1024;
@@ -33,15 +34,15 @@ pub fn large_fetches() -> (usize, usize) {
 
 impl Memory {
     pub(super) fn is_held(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.0.lock().is_some()
     }
 
     pub(super) async fn hold(&self, namespace: &str) {
         let permit = SHARED.acquire(namespace, LARGE).await;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(permit);
+        *self.0.lock() = Some(permit);
     }
 
     pub(super) fn take(&self) -> Held {
-        Held(self.0.lock().unwrap_or_else(PoisonError::into_inner).take())
+        Held(self.0.lock().take())
     }
 }

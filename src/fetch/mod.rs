@@ -40,11 +40,12 @@ mod wire_tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -209,13 +210,13 @@ struct Phase {
 impl Phase {
     fn set(&self, phase: String) {
         self.progress.set("");
-        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+        *self.doing.lock() = phase;
     }
 
     /// The same, where it may take long.
     fn wait(&self, what: String) {
         self.progress.set(&what);
-        *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = what;
+        *self.doing.lock() = what;
     }
 
     /// Waits until there is memory for more than a fetch usually takes.
@@ -234,7 +235,7 @@ impl Phase {
     }
 
     fn get(&self) -> String {
-        self.doing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.doing.lock().clone()
     }
 }
 
@@ -321,8 +322,14 @@ impl Fetcher {
             secret: secret.map(|uid| (cache.secret_name().to_owned(), uid.to_owned())),
             max_lifetime: self.0.max_token_lifetime,
         };
-        let namespace = owner.namespace.clone();
-        let sources = Sources::new(client.clone(), namespace, *require_source_label, tokens, phase.clone(), goes_to);
+        let sources = Sources::new(source_objects::Settings {
+            client: client.clone(),
+            namespace: owner.namespace.clone(),
+            require_label: *require_source_label,
+            tokens,
+            phase: phase.clone(),
+            goes_to,
+        });
         let mut attempt = Attempt { sources, client, owner, clients, clock, phase, late: *late, ends };
         let Obtained { token, members, values, sent, from } = match cache.spec.fetch.source() {
             Some(Source::OAuth2(oauth2)) => oauth2::fetch(&mut attempt, oauth2).await?,

@@ -32,16 +32,21 @@ use crate::{
 /// What one attempt reads. Each object is read once, so that an id and a secret of one Secret belong together even
 /// while somebody changes it.
 pub(super) struct Sources {
-    client: kube::Client,
-    namespace: String,
-    require_label: bool,
-    tokens: TokenLimits,
-    phase: Phase,
-    /// The server that is asked, and the proxy, if there is one.
-    goes_to: [Option<Server>; 2],
+    settings: Settings,
     read: BTreeMap<Reference, Opened>,
     /// Bytes of what was read.
     size: usize,
+}
+
+/// From where is read, and under which conditions.
+pub(super) struct Settings {
+    pub(super) client: kube::Client,
+    pub(super) namespace: String,
+    pub(super) require_label: bool,
+    pub(super) tokens: TokenLimits,
+    pub(super) phase: Phase,
+    /// The server that the request goes to, and the proxy, if there is one.
+    pub(super) goes_to: [Option<Server>; 2],
 }
 
 /// Most bytes of the Secrets and ConfigMaps that one spec refers to.
@@ -56,20 +61,13 @@ pub(super) struct Opened {
 }
 
 impl Sources {
-    pub(super) fn new(
-        client: kube::Client,
-        namespace: String,
-        require_label: bool,
-        tokens: TokenLimits,
-        phase: Phase,
-        goes_to: [Option<Server>; 2],
-    ) -> Self {
-        Self { client, namespace, require_label, tokens, phase, goes_to, read: BTreeMap::new(), size: 0 }
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { settings, read: BTreeMap::new(), size: 0 }
     }
 
     /// Whether only what its owner opened may be used.
     pub(super) fn requires_label(&self) -> bool {
-        self.require_label
+        self.settings.require_label
     }
 
     /// Text of a Secret's key, exactly as it is stored, and never empty.
@@ -80,7 +78,7 @@ impl Sources {
     /// A whole Secret, for a request to the server. What is sent passes through the proxy, which the spec chooses, and with
     /// it the certificates by which the server behind it is verified.
     pub(super) async fn secret(&mut self, name: &str) -> Result<&Opened, Failure> {
-        let goes_to = self.goes_to.clone();
+        let goes_to = self.settings.goes_to.clone();
         let secret = self.open(ReferenceKind::Secret, name).await?;
         goes_to.iter().flatten().try_for_each(|server| secret.check_host(server))?;
         Ok(secret)
@@ -88,7 +86,7 @@ impl Sources {
 
     /// A whole Secret that only the proxy gets.
     pub(super) async fn secret_of_proxy(&mut self, name: &str) -> Result<&Opened, Failure> {
-        let [_, proxy] = self.goes_to.clone();
+        let [_, proxy] = self.settings.goes_to.clone();
         let secret = self.open(ReferenceKind::Secret, name).await?;
         proxy.iter().try_for_each(|proxy| secret.check_host(proxy))?;
         Ok(secret)
@@ -111,19 +109,23 @@ impl Sources {
         match self.read.entry(Reference { kind, name: name.to_owned() }) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
-                self.phase.set(format!("reading {kind} {}/{name} from the Kubernetes API server", self.namespace));
+                self.settings
+                    .phase
+                    .set(format!("reading {kind} {}/{name} from the Kubernetes API server", self.settings.namespace));
                 let opened = match kind {
                     ReferenceKind::Secret => {
-                        let secret = get::<SealedSecret>(&self.client, kind, &self.namespace, name).await?;
-                        open_secret(secret, &self.namespace, name, self.require_label)?
+                        let secret =
+                            get::<SealedSecret>(&self.settings.client, kind, &self.settings.namespace, name).await?;
+                        open_secret(secret, &self.settings.namespace, name, self.settings.require_label)?
                     }
                     ReferenceKind::ConfigMap => {
-                        let map = get::<ConfigMap>(&self.client, kind, &self.namespace, name).await?;
-                        open_config_map(map, &self.namespace, name)
+                        let map = get::<ConfigMap>(&self.settings.client, kind, &self.settings.namespace, name).await?;
+                        open_config_map(map, &self.settings.namespace, name)
                     }
                     ReferenceKind::ServiceAccount => {
-                        let account = get::<ServiceAccount>(&self.client, kind, &self.namespace, name).await?;
-                        open_service_account(account, &self.namespace, name, self.require_label)?
+                        let account =
+                            get::<ServiceAccount>(&self.settings.client, kind, &self.settings.namespace, name).await?;
+                        open_service_account(account, &self.settings.namespace, name, self.settings.require_label)?
                     }
                 };
                 let opened = entry.insert(opened);
@@ -134,7 +136,7 @@ impl Sources {
                     return Err(Failure::new(Reason::InvalidSpec, message));
                 }
                 if self.size > SMALL {
-                    self.phase.need_memory(&opened.title).await;
+                    self.settings.phase.need_memory(&opened.title).await;
                 }
                 Ok(opened)
             }
@@ -143,14 +145,16 @@ impl Sources {
 
     /// Has a token issued by the API server, for an account whose owner opened it.
     pub(super) async fn service_account_token(&mut self, wanted: &TokenRequest<'_>) -> Result<Issued, Failure> {
-        let (namespace, require_label) = (self.namespace.clone(), self.require_label);
+        let (namespace, require_label) = (self.settings.namespace.clone(), self.settings.require_label);
         let opened = self.open(ReferenceKind::ServiceAccount, wanted.account).await?;
         if require_label {
             consent::check_audiences(&namespace, wanted.account, &opened.metadata, wanted.audiences)?;
         }
-        let account = format!("{}/{}", self.namespace, wanted.account);
-        self.phase.set(format!("requesting a token of ServiceAccount {account} from the Kubernetes API server"));
-        wanted.send(&self.client, &self.namespace, &self.tokens).await
+        let account = format!("{}/{}", self.settings.namespace, wanted.account);
+        self.settings
+            .phase
+            .set(format!("requesting a token of ServiceAccount {account} from the Kubernetes API server"));
+        wanted.send(&self.settings.client, &self.settings.namespace, &self.settings.tokens).await
     }
 }
 

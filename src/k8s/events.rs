@@ -1,16 +1,12 @@
 //! Events on a TokenCache.
 
-use std::{
-    collections::HashMap,
-    hash::BuildHasher as _,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, hash::BuildHasher as _, sync::Arc, time::Duration};
 
 use kube::{
     Client, Resource,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{api::reason::Reason, k8s::call};
@@ -68,7 +64,7 @@ impl Events {
     pub async fn publish(&self, object: &impl Resource<DynamicType = ()>, reason: Reason, note: &str) {
         let metadata = object.meta();
         let uid = metadata.uid.as_deref().unwrap_or_default();
-        if !self.budgets.lock().unwrap_or_else(PoisonError::into_inner).take(uid, Instant::now()) {
+        if !self.budgets.lock().take(uid, Instant::now()) {
             let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
             tracing::debug!(namespace, name, %reason, "an event was not published, since there were many on this object");
             return;

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicI64, Ordering},
     },
     task::{Context, Poll},
@@ -16,6 +16,7 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::BoxFuture;
 use http::{Request, Response, header};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
@@ -65,7 +66,7 @@ impl ClusterTime {
         if took > PROMPT {
             return;
         }
-        let mut samples = self.0.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = self.0.samples.lock();
         if samples.len() == SAMPLES {
             samples.remove(0);
         }

@@ -1,10 +1,8 @@
 //! A Lease that is held: renewed in the background, known to be lost in time, released at the end.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout_at},
@@ -114,7 +112,7 @@ impl Hold {
 }
 
 fn state(state: &Mutex<State>) -> State {
-    state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    state.lock().clone()
 }
 
 /// The Lease as it is now, if it still names this attempt.
@@ -148,11 +146,11 @@ async fn renew(
         };
         match outcome {
             Ok(Renewal::Done(seen)) => {
-                *held.lock().unwrap_or_else(PoisonError::into_inner) = State { seen, renewed: sent };
+                *held.lock() = State { seen, renewed: sent };
                 next = next_renewal(sent, duration);
             }
             Ok(Renewal::Changed(seen)) => {
-                held.lock().unwrap_or_else(PoisonError::into_inner).seen = seen;
+                held.lock().seen = seen;
                 next = Instant::now();
             }
             Ok(Renewal::Failed) if Instant::now() < deadline => next = Instant::now() + duration / 30,

@@ -12,7 +12,7 @@ mod tests;
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,6 +23,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, Client, Resource, api::PostParams};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 
@@ -176,12 +177,12 @@ impl Locks {
         self.sightings().remove(owner);
     }
 
-    fn active(&self) -> std::sync::MutexGuard<'_, HashMap<OwnerRef, bool>> {
-        self.0.active.lock().unwrap_or_else(PoisonError::into_inner)
+    fn active(&self) -> parking_lot::MutexGuard<'_, HashMap<OwnerRef, bool>> {
+        self.0.active.lock()
     }
 
-    fn sightings(&self) -> std::sync::MutexGuard<'_, HashMap<OwnerRef, Sighting>> {
-        self.0.sightings.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sightings(&self) -> parking_lot::MutexGuard<'_, HashMap<OwnerRef, Sighting>> {
+        self.0.sightings.lock()
     }
 
     fn api(&self, owner: &OwnerRef) -> Api<Lease> {

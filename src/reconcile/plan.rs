@@ -6,8 +6,8 @@ use std::fmt;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+pub use self::moments::{Failed, backoff, jitter, keeps, refresh_at, retry_at};
 use self::moments::{SHORTEST_PAUSE, believed, longest_backoff, recheck_wait, refresh_moment};
-pub use self::moments::{backoff, jitter, keeps, refresh_at, retry_at};
 use crate::{
     api::{Invalid, RefreshPolicy, RetentionPolicy, TokenCache, names::ANNOTATION_REFRESH_REQUESTED, reason::Reason},
     fetch::fetch_hash,

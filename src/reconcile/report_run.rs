@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span, field, info_span};
@@ -14,10 +15,37 @@ use crate::{
     reconcile::{
         desired_secret::{Integrity, Lifetime, SecretState, Stored},
         observe::{checked, note_outcome, note_reported, observed},
-        plan::{Observed, Why, retry_at},
+        plan::{Failed, Observed, Why, retry_at},
         status::{Ended, after_run, at_rest, while_waiting},
     },
 };
+
+/// The Secret after a value was written.
+fn as_written(seen: &Observed<'_>, version: &str, lifetime: Lifetime) -> SecretState {
+    let lifetime = Lifetime {
+        fetched_at: crate::time::floor(lifetime.fetched_at),
+        expires_at: lifetime.expires_at.whole_seconds(),
+    };
+    SecretState::Owned(Stored {
+        uid: String::new(),
+        resource_version: version.to_owned(),
+        lifetime: Some(lifetime),
+        fetch_hash: fetch_hash(&seen.cache.spec),
+        changed_at: None,
+        integrity: Integrity::Intact,
+        mutated: None,
+    })
+}
+
+/// When to try again after a failure.
+fn next_attempt(seen: &Observed<'_>, failure: &Failure, now: DateTime<Utc>) -> DateTime<Utc> {
+    let failed = Failed {
+        failures: seen.failures().saturating_add(1),
+        is_refusal: failure.reason.is_refusal(),
+        retry_after: failure.retry_after,
+    };
+    retry_at(&seen.cache.spec.retry, failed, seen.min_interval, rand::random(), now)
+}
 
 impl Runner {
     /// Says how a run ended: in status, events, metrics and the log, from one value.
@@ -33,34 +61,13 @@ impl Runner {
         let took = started.elapsed();
         let now = self.clock.now();
         let before = seen.cache.status.clone().unwrap_or_default();
-        let mut left = seen.clone();
-        let (mut own, mut next_retry_at) = (None, None);
-        match &result {
-            Ok((version, lifetime)) => {
-                let stored = Lifetime {
-                    fetched_at: crate::time::floor(lifetime.fetched_at),
-                    expires_at: lifetime.expires_at.whole_seconds(),
-                };
-                left.secret = SecretState::Owned(Stored {
-                    uid: String::new(),
-                    resource_version: version.clone(),
-                    lifetime: Some(stored),
-                    fetch_hash: fetch_hash(&seen.cache.spec),
-                    changed_at: None,
-                    integrity: Integrity::Intact,
-                    mutated: None,
-                });
-            }
-            Err(failure) => {
-                let failures = seen.failures().saturating_add(1);
-                let (retry, refused) = (&seen.cache.spec.retry, failure.reason.is_refusal());
-                let limits = (failure.retry_after, seen.min_interval);
-                let at = retry_at(retry, failures, refused, limits, rand::random(), now);
-                own = Some((failure.reason, at));
-                next_retry_at = failure.reason.is_repeated().then_some(at);
-            }
-        }
-        note_outcome(&self.notes, key, own);
+        let left = match &result {
+            Ok((version, lifetime)) => Observed { secret: as_written(seen, version, *lifetime), ..seen.clone() },
+            Err(_) => seen.clone(),
+        };
+        let failed = result.as_ref().err().map(|failure| (failure.reason, next_attempt(seen, failure, now)));
+        let next_retry_at = failed.filter(|(reason, _)| reason.is_repeated()).map(|(_, at)| at);
+        note_outcome(&self.notes, key, failed);
         if let Some(cause) = seen.cause(why) {
             self.notes.with(key, |note| note.brake.get_or_insert_default().count(cause, now));
         }
@@ -72,9 +79,12 @@ impl Runner {
             answered: seen.open_request(),
             written: result.as_ref().ok().map(|(version, _)| version.as_str()),
         };
-        let source = seen.cache.spec.fetch.source().map_or("none", Source::name);
-        self.metrics.fetched(source, result.as_ref().map(|_| ()).map_err(|failure| failure.reason), took);
-        log(key, source, why, &result, took, seen.lifetime());
+        self.metrics.fetched(
+            source_name(seen.cache),
+            result.as_ref().map(|_| ()).map_err(|failure| failure.reason),
+            took,
+        );
+        log(key, seen, why, &result, took);
         let wanted = |cache: &TokenCache| {
             // Of two runs that both ended, the one that lost its Lease is the older.
             (!lost || cache.runs() == before.runs).then(|| after_run(&Observed { cache, ..left.clone() }, &ended, now))
@@ -191,14 +201,18 @@ fn trace_failure(span: &Span, outcome: &str, reason: Reason) {
     span.record("outcome", outcome).record("reason", reason.as_str()).record("otel.status_code", "ERROR");
 }
 
+fn source_name(cache: &TokenCache) -> &'static str {
+    cache.spec.fetch.source().map_or("none", |source| source.name())
+}
+
 fn log(
     (namespace, name): &ObjectKey,
-    source: &str,
+    seen: &Observed<'_>,
     why: &Why,
     result: &Result<(String, Lifetime), Failure>,
     took: Duration,
-    before: Option<Lifetime>,
 ) {
+    let source = source_name(seen.cache);
     let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     let until = |lifetime: Lifetime| lifetime.expires_at.whole_seconds().to_string();
     let span = Span::current();
@@ -210,7 +224,7 @@ fn log(
             tracing::info!(namespace, name, source, %why, outcome = "success", took_ms, expires_at, "fetched");
         }
         Err(Failure { reason, message, .. }) => {
-            let expires_at = before.map(until);
+            let expires_at = seen.lifetime().map(until);
             trace_failure(&span, "failure", *reason);
             tracing::warn!(
                 namespace, name, source, %why, outcome = "failure", took_ms, expires_at, %reason, error = message,

@@ -2,7 +2,7 @@
 
 mod bind;
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
@@ -26,7 +26,7 @@ use crate::{
         desired_secret::Lifetime,
         observe::{Watched, checked, note_found, note_written, observed},
         plan::{Observed, Plan, decide},
-        state::Notes,
+        state::{Note, Notes},
         write_secret::{Written, put, rehearse},
         write_status::Reporter,
     },
@@ -57,20 +57,42 @@ pub struct Runner {
 
 /// How a run ended.
 #[derive(Debug)]
-pub enum Ran {
-    /// A fetch was done, well or badly, and reported.
-    Done,
+pub enum RunOutcome {
+    /// A fetch succeeded or failed, and was reported.
+    Finished,
     /// There was nothing to do any more, or the TokenCache is gone.
     NotNeeded,
-    /// Somebody else runs it, or the run came to nothing.
-    Busy {
-        /// After this time the Lease may be taken, if nothing happens before.
-        retry_in: Duration,
-        /// Who runs it, if somebody was seen to.
+    /// The Lease is held by another run.
+    HeldBy {
+        /// Who holds it, if that was seen: nobody where others took it first each time.
         holder: Option<String>,
+        /// The Lease can be taken after this time, if nothing happens before.
+        retry_in: Duration,
     },
-    /// It was told to end.
+    /// An object of a deleted TokenCache of the same name is there until Kubernetes' garbage collector removes it.
+    AwaitsGarbageCollection {
+        /// When to check again.
+        retry_in: Duration,
+    },
+    /// The Lease was lost to another run, which reports instead of this one.
+    HoldLost,
+    /// It was cancelled.
     Cancelled,
+    /// It panicked, which is a bug.
+    Panicked,
+}
+
+impl RunOutcome {
+    /// When to try again, where the run did not come to a result.
+    #[must_use]
+    pub fn retry_in(&self) -> Option<Duration> {
+        match self {
+            Self::HeldBy { retry_in, .. } | Self::AwaitsGarbageCollection { retry_in } => Some(*retry_in),
+            Self::HoldLost => Some(RETRY_LOST),
+            Self::Panicked => Some(RETRY_PANICKED),
+            Self::Finished | Self::NotNeeded | Self::Cancelled => None,
+        }
+    }
 }
 
 /// Why a run could not be done; it is tried again.
@@ -100,8 +122,10 @@ impl RunError {
 /// How often a run starts over because another hand wrote to the Secret.
 const ROUNDS: usize = 3;
 
-/// When a run that another one displaced is looked at again.
+/// When to check again after the Lease was lost to another run.
 const RETRY_LOST: Duration = Duration::from_secs(1);
+/// When to try again after a panic.
+const RETRY_PANICKED: Duration = Duration::from_secs(5);
 
 impl Runner {
     /// Runs, if it is needed and nobody else does. `cancel` ends a fetch that is under way; `watched` is what a watch
@@ -115,7 +139,7 @@ impl Runner {
         cache: &TokenCache,
         watched: &Watched,
         cancel: &CancellationToken,
-    ) -> Result<Ran, RunError> {
+    ) -> Result<RunOutcome, RunError> {
         let owner = OwnerRef::of(cache);
         let key = owner.key();
         let source = cache.spec.fetch.source().map_or("none", Source::name);
@@ -132,20 +156,20 @@ impl Runner {
             }
             Ok(Acquired::Busy { retry_in, holder }) => {
                 self.metrics.acquisition("busy");
-                return Ok(Ran::Busy { retry_in, holder });
+                return Ok(RunOutcome::HeldBy { holder, retry_in });
             }
             Ok(Acquired::Leftover(retry_in)) => {
                 self.metrics.acquisition("busy");
                 let lease = format!("Lease {}/{}", owner.namespace, owner.lease_name());
                 self.report_waiting(&key, cache, watched.metadata.as_deref(), &lease).await?;
-                return Ok(Ran::Busy { retry_in, holder: None });
+                return Ok(RunOutcome::AwaitsGarbageCollection { retry_in });
             }
             Err(error @ LockError::NotOwned { .. }) => {
                 self.metrics.acquisition("error");
                 let failure = Failure::new(Reason::LeaseNotOwned, error.to_string());
                 let metadata = live_secret(&self.client, &owner.namespace, cache.secret_name()).await?;
                 self.report_refusal(&key, cache, metadata.as_ref(), &failure).await?;
-                return Ok(Ran::Done);
+                return Ok(RunOutcome::Finished);
             }
             Err(error) => {
                 self.metrics.acquisition("error");
@@ -153,143 +177,22 @@ impl Runner {
             }
         };
         let ends = TaskTracker::new();
-        let ran = Box::pin(self.under_lock(&hold, &owner, cache, watched, cancel, &ends)).await;
-        // Only then may another run begin: its own Job is known to be ending.
+        let locked = LockedRun {
+            runner: self,
+            hold: &hold,
+            owner: &owner,
+            key: &key,
+            shown: cache,
+            shown_version: watched.shown.as_deref(),
+            cancel,
+            ends: &ends,
+        };
+        let outcome = Box::pin(locked.run(watched.metadata.as_deref())).await;
+        // Another run may begin only when the end of this one's Job is known.
         ends.close();
         ends.wait().await;
         hold.release().instrument(info_span!("release")).await;
-        ran
-    }
-
-    async fn under_lock(
-        &self,
-        hold: &Hold,
-        owner: &OwnerRef,
-        shown: &TokenCache,
-        watched: &Watched,
-        cancel: &CancellationToken,
-        ends: &TaskTracker,
-    ) -> Result<Ran, RunError> {
-        let key = &owner.key();
-        let progress = self.notes.with_known(key, |note| note.progress.clone()).flatten().unwrap_or_default();
-        if !hold.is_uninterrupted() {
-            self.notes.with(key, |note| note.ran_last = false);
-        }
-        let mut known = watched.metadata.as_deref();
-        let shown_version = watched.shown.as_deref();
-        for round in 1..=ROUNDS {
-            let current = |cache: &TokenCache| {
-                cache.metadata.uid.as_deref() == Some(&owner.uid) && cache.metadata.deletion_timestamp.is_none()
-            };
-            let seen_by_watch = known.take();
-            let as_left = round == 1 && hold.is_uninterrupted() && self.is_as_left(key, shown, seen_by_watch);
-            let live_cache;
-            let cache = if as_left && current(shown) {
-                shown
-            } else {
-                // Look again, live: who had the Lease before may have done all that was to do.
-                let found = live(&self.client, key).instrument(info_span!("look again")).await?;
-                let Some(found) = found.filter(current) else { return Ok(Ran::NotNeeded) };
-                live_cache = found;
-                &live_cache
-            };
-            let metadata = match seen_by_watch.filter(|watched| is_newest(cache, watched)) {
-                Some(watched) => Some(watched.clone()),
-                None => {
-                    let found = live_secret(&self.client, &owner.namespace, cache.secret_name()).await?;
-                    note_found(&self.notes, key, cache, shown_version, found.as_ref());
-                    found
-                }
-            };
-            let note = checked(&self.notes, key, cache).await;
-            let mut seen = observed(cache, metadata.as_ref(), &note);
-            if hold.is_uninterrupted() && note.may_doubt() && seen.is_told_failure() {
-                // Nobody else can have had it.
-                seen = seen.with_own_failure(note.retry);
-            }
-            let why = match decide(&seen, self.clock.now()) {
-                Plan::Fetch(why) => why,
-                // Found only now, since Secrets without the label are not watched. Else status says it already.
-                Plan::Refuse(Reason::SecretNotOwned, message, _) if !is_reported(&seen) => {
-                    let failure = Failure::new(Reason::SecretNotOwned, message);
-                    self.report_refusal(key, cache, metadata.as_ref(), &failure).await?;
-                    return Ok(Ran::Done);
-                }
-                _ => return Ok(Ran::NotNeeded),
-            };
-            let started = Instant::now();
-            if let Err(failure) = self.rehearse(cache, owner, metadata.as_ref()).await {
-                self.finish(key, &seen, &why, Err(failure), started, false).await?;
-                return Ok(Ran::Done);
-            }
-            // A process that was frozen since is told so by the clock before any timer runs.
-            let fetched = if hold.is_lost() {
-                Err(lost())
-            } else {
-                tokio::select! {
-                    biased;
-                    () = cancel.cancelled() => return Ok(Ran::Cancelled),
-                    () = hold.lost() => Err(lost()),
-                    fetched = self.fetcher.fetch_leaving(cache, uid(metadata.as_ref()), ends, &progress)
-                        .instrument(info_span!("fetch")) => fetched,
-                }
-            };
-            let fetched_at = self.clock.now();
-            let fetched = if hold.is_lost() { Err(lost()) } else { fetched };
-            let result = match fetched {
-                Ok(fetched) => {
-                    let lifetime = Lifetime { fetched_at, expires_at: fetched.expires_at };
-                    let write = async {
-                        match self.write(cache, owner, metadata.as_ref(), &fetched, lifetime).await? {
-                            Written::Done(written) => {
-                                let first = (*written, lifetime);
-                                self.bind(cache, owner, metadata.as_ref(), first, ends).await.map(Some)
-                            }
-                            Written::Conflict => Ok(None),
-                        }
-                    };
-                    let write = write.instrument(info_span!("write"));
-                    let written = tokio::select! {
-                        written = write => written,
-                        () = hold.lost() => Err(lost()),
-                    };
-                    match written {
-                        Ok(Some(LastWrite { written, lifetime, replaced })) => {
-                            let version = note_written(&self.notes, key, (shown_version, replaced), written, lifetime);
-                            Ok((version, lifetime))
-                        }
-                        // The result is dropped and the plan made anew.
-                        Ok(None) if round < ROUNDS => {
-                            tracing::info!(
-                                namespace = key.0,
-                                name = key.1,
-                                "the Secret was changed during the run: starting over"
-                            );
-                            continue;
-                        }
-                        Ok(None) => Err(Failure::new(
-                            Reason::WriteFailed,
-                            format!(
-                                "the Secret {}/{} keeps being changed by another client",
-                                key.0,
-                                cache.secret_name()
-                            ),
-                        )),
-                        Err(failure) => Err(failure),
-                    }
-                }
-                Err(failure) => Err(failure),
-            };
-            // Whoever lost the Lease to another run leaves the word to that one.
-            let lost = matches!(&result, Err(failure) if failure.reason == Reason::LockLost);
-            if lost && !hold.is_still_mine().await {
-                tracing::warn!(namespace = key.0, name = key.1, "the run was cancelled, since its Lease was lost");
-                return Ok(Ran::Busy { retry_in: RETRY_LOST, holder: None });
-            }
-            self.finish(key, &seen, &why, result, started, lost).await?;
-            return Ok(Ran::Done);
-        }
-        Ok(Ran::Busy { retry_in: RETRY_LOST, holder: None })
+        outcome
     }
 
     /// Whether a TokenCache and its Secret are shown by the watch as this process's last run left them, or as one that
@@ -330,21 +233,204 @@ impl Runner {
             Failure::new(Reason::WriteFailed, message)
         })
     }
+}
 
+/// A run that holds its Lease.
+struct LockedRun<'a> {
+    runner: &'a Runner,
+    hold: &'a Hold,
+    owner: &'a OwnerRef,
+    key: &'a ObjectKey,
+    /// The TokenCache as the watch shows it.
+    shown: &'a TokenCache,
+    /// The `resourceVersion` of the Secret that the watch shows.
+    shown_version: Option<&'a str>,
+    cancel: &'a CancellationToken,
+    /// What still has to end after the run, such as a Job.
+    ends: &'a TaskTracker,
+}
+
+/// What a run decides by: read live, but for what cannot have changed since the watch showed it.
+struct Current<'a> {
+    cache: Cow<'a, TokenCache>,
+    metadata: Option<ObjectMeta>,
+    note: Note,
+}
+
+impl Current<'_> {
+    /// With what is known while the Lease is held.
+    fn observed(&self, hold: &Hold) -> Observed<'_> {
+        let seen = observed(&self.cache, self.metadata.as_ref(), &self.note);
+        if hold.is_uninterrupted() && self.note.may_doubt() && seen.is_told_failure() {
+            // No other replica can have had the failure.
+            return seen.with_own_failure(self.note.retry);
+        }
+        seen
+    }
+}
+
+impl<'a> LockedRun<'a> {
+    /// Checks again, fetches, writes and reports. Starts over where another client changed the Secret meanwhile.
+    async fn run(&self, watched: Option<&ObjectMeta>) -> Result<RunOutcome, RunError> {
+        let Runner { notes, clock, .. } = self.runner;
+        if !self.hold.is_uninterrupted() {
+            notes.with(self.key, |note| note.ran_last = false);
+        }
+        let mut watched = watched;
+        let mut rounds_left = ROUNDS;
+        loop {
+            let first = rounds_left == ROUNDS;
+            rounds_left = rounds_left.saturating_sub(1);
+            let Some(current) = self.check_again(watched.take(), first).await? else {
+                return Ok(RunOutcome::NotNeeded);
+            };
+            let seen = current.observed(self.hold);
+            let why = match decide(&seen, clock.now()) {
+                Plan::Fetch(why) => why,
+                // Found only now, since Secrets without the label are not watched. Otherwise status has it already.
+                Plan::Refuse(Reason::SecretNotOwned, message, _) if !is_reported(&seen) => {
+                    let failure = Failure::new(Reason::SecretNotOwned, message);
+                    self.runner.report_refusal(self.key, &current.cache, current.metadata.as_ref(), &failure).await?;
+                    return Ok(RunOutcome::Finished);
+                }
+                _ => return Ok(RunOutcome::NotNeeded),
+            };
+            let started = Instant::now();
+            let result = match self.fetch_and_write(&current).await {
+                Step::Done(result) => result,
+                Step::Cancelled => return Ok(RunOutcome::Cancelled),
+                Step::Conflict if rounds_left > 0 => {
+                    tracing::info!(
+                        namespace = self.key.0,
+                        name = self.key.1,
+                        "the Secret was changed during the run: starting over"
+                    );
+                    continue;
+                }
+                Step::Conflict => Err(contended(self.key, &current.cache)),
+            };
+            // After the Lease was lost to another run, that one reports.
+            let lost = matches!(&result, Err(failure) if failure.reason == Reason::LockLost);
+            if lost && !self.hold.is_still_mine().await {
+                tracing::warn!(
+                    namespace = self.key.0,
+                    name = self.key.1,
+                    "the run was cancelled, since its Lease was lost"
+                );
+                return Ok(RunOutcome::HoldLost);
+            }
+            self.runner.finish(self.key, &seen, &why, result, started, lost).await?;
+            return Ok(RunOutcome::Finished);
+        }
+    }
+
+    /// Reads what to decide by; `None` if the TokenCache is gone. Whoever held the Lease before may have done all that was
+    /// to do, so it is read live, unless nobody can have held it.
+    async fn check_again(&self, watched: Option<&ObjectMeta>, first: bool) -> Result<Option<Current<'a>>, RunError> {
+        let Self { runner, owner, key, shown, .. } = *self;
+        let is_current = |cache: &TokenCache| {
+            cache.metadata.uid.as_deref() == Some(&owner.uid) && cache.metadata.deletion_timestamp.is_none()
+        };
+        let as_left = first && self.hold.is_uninterrupted() && runner.is_as_left(key, shown, watched);
+        let cache = if as_left && is_current(shown) {
+            Cow::Borrowed(shown)
+        } else {
+            let found = live(&runner.client, key).instrument(info_span!("look again")).await?;
+            let Some(found) = found.filter(is_current) else { return Ok(None) };
+            Cow::Owned(found)
+        };
+        let metadata = match watched.filter(|watched| is_newest(&cache, watched)) {
+            Some(watched) => Some(watched.clone()),
+            None => {
+                let found = live_secret(&runner.client, &owner.namespace, cache.secret_name()).await?;
+                note_found(&runner.notes, key, &cache, self.shown_version, found.as_ref());
+                found
+            }
+        };
+        let note = checked(&runner.notes, key, &cache).await;
+        Ok(Some(Current { cache, metadata, note }))
+    }
+
+    async fn fetch_and_write(&self, current: &Current<'_>) -> Step {
+        let Self { runner, owner, hold, .. } = *self;
+        let (cache, metadata) = (&current.cache, current.metadata.as_ref());
+        if let Err(failure) = runner.rehearse(cache, owner, metadata).await {
+            return Step::Done(Err(failure));
+        }
+        let Some(fetched) = self.fetch(cache, metadata).await else { return Step::Cancelled };
+        let fetched_at = runner.clock.now();
+        let fetched = match fetched {
+            _ if hold.is_lost() => return Step::Done(Err(lost())),
+            Ok(fetched) => fetched,
+            Err(failure) => return Step::Done(Err(failure)),
+        };
+        let lifetime = Lifetime { fetched_at, expires_at: fetched.expires_at };
+        let write = self.write(cache, metadata, &fetched, lifetime).instrument(info_span!("write"));
+        let written = tokio::select! {
+            written = write => written,
+            () = hold.lost() => Err(lost()),
+        };
+        match written {
+            Ok(Some(LastWrite { written, lifetime, replaced })) => {
+                let before = (self.shown_version, replaced);
+                Step::Done(Ok((note_written(&runner.notes, self.key, before, written, lifetime), lifetime)))
+            }
+            Ok(None) => Step::Conflict,
+            Err(failure) => Step::Done(Err(failure)),
+        }
+    }
+
+    /// Fetches; `None` if that is cancelled.
+    async fn fetch(&self, cache: &TokenCache, metadata: Option<&ObjectMeta>) -> Option<Result<Fetched, Failure>> {
+        let Self { runner, key, .. } = *self;
+        // A process that was frozen is told so by the clock before any timer runs.
+        if self.hold.is_lost() {
+            return Some(Err(lost()));
+        }
+        let progress = runner.notes.with_known(key, |note| note.progress.clone()).flatten().unwrap_or_default();
+        let fetch = runner.fetcher.fetch_leaving(cache, uid(metadata), self.ends, &progress);
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => None,
+            () = self.hold.lost() => Some(Err(lost())),
+            fetched = fetch.instrument(info_span!("fetch")) => Some(fetched),
+        }
+    }
+
+    /// Writes the Secret; `None` if another client has changed it since it was read.
     async fn write(
         &self,
         cache: &TokenCache,
-        owner: &OwnerRef,
         found: Option<&ObjectMeta>,
         fetched: &Fetched,
         lifetime: Lifetime,
-    ) -> Result<Written, Failure> {
+    ) -> Result<Option<LastWrite>, Failure> {
+        let Self { runner, owner, .. } = *self;
         let data = render_in_turn(&cache.spec.target, fetched, &owner.name, &owner.namespace).await?;
-        put(&self.client, cache, owner, found, data, lifetime).await.map_err(|error| {
+        let written = put(&runner.client, cache, owner, found, data, lifetime).await.map_err(|error| {
             let name = cache.secret_name();
             Failure::new(Reason::WriteFailed, format!("the Secret {}/{name} was not written: {error}", owner.namespace))
-        })
+        })?;
+        match written {
+            Written::Done(written) => runner.bind(cache, owner, found, (*written, lifetime), self.ends).await.map(Some),
+            Written::Conflict => Ok(None),
+        }
     }
+}
+
+/// How far a round of a run came.
+enum Step {
+    /// To its end: with the Secret's `resourceVersion` and the lifetime, or a failure.
+    Done(Result<(String, Lifetime), Failure>),
+    /// The run was cancelled.
+    Cancelled,
+    /// Another client changed the Secret.
+    Conflict,
+}
+
+fn contended(key: &ObjectKey, cache: &TokenCache) -> Failure {
+    let message = format!("the Secret {}/{} keeps being changed by another client", key.0, cache.secret_name());
+    Failure::new(Reason::WriteFailed, message)
 }
 
 fn uid(metadata: Option<&ObjectMeta>) -> Option<&str> {

@@ -1,13 +1,10 @@
 //! What a process remembers of each TokenCache beyond what the cluster stores. All of it can be lost.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -308,14 +305,14 @@ impl Notes {
 
     /// Reads or changes the notes on one TokenCache.
     pub fn with<T>(&self, key: &Key, use_note: impl FnOnce(&mut Note) -> T) -> T {
-        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.0.lock();
         let note = notes.entry(key.clone()).or_insert_with(|| Note { min_interval: self.1, ..Note::default() }.into());
         use_note(note)
     }
 
     /// Reads or changes the notes on one TokenCache, if there are any.
     pub fn with_known<T>(&self, key: &Key, use_note: impl FnOnce(&mut Note) -> T) -> Option<T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(key).map(|note| use_note(note))
+        self.0.lock().get_mut(key).map(|note| use_note(note))
     }
 
     /// Whether a TokenCache can be looked at now. If a run goes on, its end has it looked at instead.
@@ -326,7 +323,7 @@ impl Notes {
 
     /// Forgets a TokenCache that is gone, and ends its run.
     pub fn forget(&self, key: &Key) {
-        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.0.lock();
         match notes.get_mut(key) {
             // Another one of that name waits for its end.
             Some(note) if let Some(cancel) = note.cancel.clone() => {
@@ -339,7 +336,7 @@ impl Notes {
 
     /// A run has ended. The next look is to wait so long, unless something called for one meanwhile.
     pub fn run_ended(&self, key: &Key, pause: Option<Duration>) {
-        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.0.lock();
         match notes.get_mut(key) {
             Some(note) if note.uid.is_some() => {
                 (note.cancel, note.changed) = (None, None);
@@ -353,7 +350,7 @@ impl Notes {
     /// Ends the pauses of those whose last look or run failed since the Kubernetes API did, and gives them, to be looked at.
     #[must_use]
     pub fn end_pauses(&self) -> Vec<Key> {
-        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.0.lock();
         let mut waited = Vec::new();
         for (key, note) in notes.iter_mut().filter(|(_, note)| note.api_failures > 0 && note.cancel.is_none()) {
             note.pause = None;
@@ -364,7 +361,7 @@ impl Notes {
 
     /// After a list of the Secrets: those that it does not hold may be gone, whatever was known of them.
     pub fn listed(&self, scope: Option<&str>, holds: impl Fn(&Key) -> bool) {
-        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.0.lock();
         let within = |namespace: &str| scope.is_none_or(|scope| scope == namespace);
         for ((namespace, _), note) in notes.iter_mut().filter(|((namespace, _), _)| within(namespace)) {
             if note.ahead.as_deref().is_some_and(|ahead| !holds(&(namespace.clone(), ahead.name.clone()))) {

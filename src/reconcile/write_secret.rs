@@ -68,13 +68,7 @@ pub async fn put(
         match result {
             Ok(written) => return Ok(Written::Done(Box::new(written.metadata))),
             Err(error) => match error.code() {
-                Some(409) if unanswered => {
-                    let metadata = live_secret(client, &owner.namespace, name).await?;
-                    return Ok(match metadata.filter(|metadata| is_same_write(metadata, &secret.metadata)) {
-                        Some(metadata) => Written::Done(Box::new(metadata)),
-                        None => Written::Conflict,
-                    });
-                }
+                Some(409) if unanswered => return find_write(client, &owner.namespace, name, &secret.metadata).await,
                 Some(409) => return Ok(Written::Conflict),
                 // It was removed because its value had expired; else somebody cleared it, and wants a newer value.
                 Some(404) if exists && expired(found, lifetime) => {
@@ -82,15 +76,12 @@ pub async fn put(
                     detach(&mut secret);
                 }
                 Some(404) if exists => return Ok(Written::Conflict),
-                // The type cannot be changed, nor anything of an immutable Secret: it must be made anew. Whether that
-                // would be accepted is asked before the old one is deleted.
+                // The type cannot be changed, nor anything of an immutable Secret: it must be recreated.
                 Some(422) if exists && found.is_none_or(|found| found.finalizers.iter().flatten().next().is_none()) => {
                     let seen = secret.metadata.clone();
                     detach(&mut secret);
-                    try_out(&api, &params, &secret).await?;
-                    match delete(&api, name, &seen).await {
-                        Err(error) if error.code() == Some(409) => return Ok(Written::Conflict),
-                        deleted => drop(deleted?),
+                    if !remove_to_recreate(&api, &seen, &secret).await? {
+                        return Ok(Written::Conflict);
                     }
                     exists = false;
                 }
@@ -101,6 +92,30 @@ pub async fn put(
                 _ => return Err(error),
             },
         }
+    }
+}
+
+/// After a conflict: whether it was this very write that came before, and was not answered.
+async fn find_write(client: &Client, namespace: &str, name: &str, wanted: &ObjectMeta) -> Result<Written, ApiError> {
+    let metadata = live_secret(client, namespace, name).await?;
+    Ok(match metadata.filter(|metadata| is_same_write(metadata, wanted)) {
+        Some(metadata) => Written::Done(Box::new(metadata)),
+        None => Written::Conflict,
+    })
+}
+
+/// Deletes a Secret that cannot be changed as needed, after the API server would accept its successor. Returns whether it
+/// is gone; not if another client has changed it.
+async fn remove_to_recreate(
+    api: &Api<SealedSecret>,
+    seen: &ObjectMeta,
+    successor: &SealedSecret,
+) -> Result<bool, ApiError> {
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+    try_out(api, &params, successor).await?;
+    match delete(api, seen.name.as_deref().unwrap_or_default(), seen).await {
+        Err(error) if error.code() == Some(409) => Ok(false),
+        deleted => deleted.map(|_| true),
     }
 }
 

@@ -1,10 +1,6 @@
 //! Watches Secrets and Leases directly at the API server, past all faults, and keeps the book.
 
-use std::{
-    collections::BTreeSet,
-    pin::pin,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeSet, pin::pin, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures::StreamExt as _;
@@ -16,6 +12,7 @@ use kube::{
         watcher::{Config, Event},
     },
 };
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::{
@@ -57,12 +54,12 @@ impl Eyes {
     }
 
     fn with(&self, name: &str, act: impl FnOnce(&mut Page)) {
-        act(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()).or_default());
+        act(self.0.lock().entry(name.to_owned()).or_default());
     }
 
     /// What was seen so far.
     pub fn book(&self) -> Book {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 }
 

@@ -1,11 +1,7 @@
 //! TokenCaches whose job keeps a state, and the kubelet of their pods, in whose role the test is: the container asks the
 //! token server for a token, and leaves its number as the state. Each run must be given the state that the last one left.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use futures::FutureExt as _;
@@ -14,6 +10,7 @@ use k8s_openapi::api::{
     core::v1::{Pod, Secret},
 };
 use kube::{Api, ResourceExt as _, api::ListParams};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokencache::{
     api::{TokenCache, names::LABEL_CACHE},
@@ -205,7 +202,7 @@ async fn ask(world: &World, name: &str) -> Option<(String, u64)> {
 
 impl Kubelet {
     fn with<T>(&self, name: &str, act: impl FnOnce(&mut Vec<Run>) -> T) -> T {
-        act(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name.to_owned()).or_default())
+        act(self.0.lock().entry(name.to_owned()).or_default())
     }
 
     fn begins(&self, name: &str, given: Option<u64>) -> usize {

@@ -1,11 +1,12 @@
 //! What was wrong, where, and when. The time of everything else is told by its clock.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use crate::support::spans::Span;
+use parking_lot::Mutex;
 
 /// Where something was wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Weather {
 
     /// From now on something is wrong.
     pub fn begin(&self, scope: Scope) -> Spell {
-        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spans = self.spans.lock();
         spans.push((scope, Span::new(self.now(), f64::INFINITY)));
         Spell(self.clone(), spans.len() - 1)
     }
@@ -83,7 +84,7 @@ impl Weather {
     /// Since then until now something was wrong.
     pub fn since(&self, from: f64, scope: Scope) {
         let span = Span::new(from, self.now());
-        self.spans.lock().unwrap_or_else(PoisonError::into_inner).push((scope, span));
+        self.spans.lock().push((scope, span));
     }
 
     /// From now on something is wrong, for ever.
@@ -93,7 +94,7 @@ impl Weather {
 
     /// When it was wrong where the choice says.
     pub fn spans(&self, choice: impl Fn(&Scope) -> bool) -> Vec<Span> {
-        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        let spans = self.spans.lock();
         spans.iter().filter(|(scope, _)| choice(scope)).map(|(_, span)| *span).collect()
     }
 }
@@ -103,6 +104,6 @@ impl Spell {
     pub fn end(self) {
         let Self(weather, index) = self;
         let now = weather.now();
-        weather.spans.lock().unwrap_or_else(PoisonError::into_inner)[index].1.to = now;
+        weather.spans.lock()[index].1.to = now;
     }
 }

@@ -48,11 +48,11 @@ pub struct World {
     /// Held while the controller of a slot is in trouble, until one is ready again.
     turns: Vec<Mutex<()>>,
     /// How far the clocks of the next controllers in the slots are off.
-    clocks: std::sync::Mutex<[Option<&'static str>; SLOTS]>,
+    clocks: parking_lot::Mutex<[Option<&'static str>; SLOTS]>,
     /// Who was in which slot.
-    identities: std::sync::Mutex<Vec<(String, usize)>>,
+    identities: parking_lot::Mutex<Vec<(String, usize)>>,
     /// The processes of all of them.
-    pids: std::sync::Mutex<Vec<u32>>,
+    pids: parking_lot::Mutex<Vec<u32>>,
 }
 
 impl World {
@@ -75,9 +75,9 @@ impl World {
             plane: Mutex::default(),
             slots: (0..SLOTS).map(|_| Mutex::default()).collect(),
             turns: (0..SLOTS).map(|_| Mutex::default()).collect(),
-            clocks: std::sync::Mutex::default(),
-            identities: std::sync::Mutex::default(),
-            pids: std::sync::Mutex::default(),
+            clocks: parking_lot::Mutex::default(),
+            identities: parking_lot::Mutex::default(),
+            pids: parking_lot::Mutex::default(),
             ns,
             names,
             server,
@@ -106,23 +106,23 @@ impl World {
         // A quarter of it may go to one destination, and there is only one.
         let arguments = ["--lease-duration", &lease, "--concurrency", "256"];
         let kubeconfig = Some(self.ways[slot].kubeconfig());
-        let clock = self.clocks.lock().expect("no panic")[slot];
+        let clock = self.clocks.lock()[slot];
         let launch = Launch { arguments: &arguments, kubeconfig, clock, log: "info", ..Launch::default() };
         let controller = Controller::spawn(&self.ns, launch).await;
-        self.identities.lock().expect("no panic").push((controller.identity.clone(), slot));
-        self.pids.lock().expect("no panic").push(controller.pid());
+        self.identities.lock().push((controller.identity.clone(), slot));
+        self.pids.lock().push(controller.pid());
         controller.ready().await;
         *place = Some(controller);
     }
 
     /// Who was in which slot.
     pub fn identities(&self) -> Vec<(String, usize)> {
-        self.identities.lock().expect("no panic").clone()
+        self.identities.lock().clone()
     }
 
     /// The processes of all controllers so far.
     pub fn pids(&self) -> Vec<u32> {
-        self.pids.lock().expect("no panic").clone()
+        self.pids.lock().clone()
     }
 
     /// SIGKILL; another one is started after a while.
@@ -143,7 +143,7 @@ impl World {
         if faketime().is_none() {
             println!("    no clock is off, since there is no faketime: hack/faketime.sh");
         } else {
-            let mut clocks = self.clocks.lock().expect("no panic");
+            let mut clocks = self.clocks.lock();
             // Where another one's clock was off, the next controller there has a right one.
             *clocks = std::array::from_fn(|it| (it == slot).then_some(off));
         }

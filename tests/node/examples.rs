@@ -3,11 +3,12 @@
 use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use axum::{Router, http::StatusCode, routing::post};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokencache::api::TokenCache;
 
@@ -93,7 +94,7 @@ fn the_example_of_a_clouds_command_line_works() {
 /// Counts logins, and takes only the newest refresh token.
 fn partner(state: Arc<Mutex<(u32, String)>>) -> Router {
     let answer = |state: &Mutex<(u32, String)>| {
-        let mut state = state.lock().unwrap();
+        let mut state = state.lock();
         state.0 += 1;
         state.1 = format!("refresh-{}", state.0);
         json!({"access": format!("access-{}", state.0), "refresh": state.1, "lifetime": 3600}).to_string()
@@ -106,7 +107,7 @@ fn partner(state: Arc<Mutex<(u32, String)>>) -> Router {
     });
     let refresh = post(move |body: String| async move {
         let body: Value = serde_json::from_str(&body).unwrap_or_default();
-        let newest = at_refresh.lock().unwrap().1.clone();
+        let newest = at_refresh.lock().1.clone();
         if body == json!({"refresh": newest}) { Ok(answer(&at_refresh)) } else { Err(StatusCode::UNAUTHORIZED) }
     });
     Router::new().route("/login", login).route("/refresh", refresh)

@@ -1,9 +1,6 @@
 //! A job's value reaches the Secret and nothing else, and its state the next run.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use k8s_openapi::api::{
@@ -15,6 +12,7 @@ use kube::{
     api::LogParams,
     runtime::watcher::{self, watcher},
 };
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::{
@@ -126,7 +124,7 @@ fn neither_objects_nor_events_nor_logs_hold_the_value_or_the_state() {
         let watching = tokio::spawn(pods.for_each(move |event| {
             if let Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) | watcher::Event::Delete(pod)) = event
             {
-                seen.lock().unwrap().push(json!(pod).to_string());
+                seen.lock().push(json!(pod).to_string());
             }
             std::future::ready(())
         }));
@@ -138,7 +136,7 @@ fn neither_objects_nor_events_nor_logs_hold_the_value_or_the_state() {
                 looks.push(everything(&stage).await);
             }
             looks.push(everything(&stage).await);
-            looks.append(&mut versions.lock().unwrap());
+            looks.append(&mut versions.lock());
             let secret: Secret = stage.ns.get("a").await;
             let token = secret.token();
             assert_eq!(token.len(), 48, "{token}");

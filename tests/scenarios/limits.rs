@@ -1,10 +1,11 @@
 //! What one namespace can do to the others: each limit on what is shared, while one namespace is at it.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokencache::api::TokenCache;
 
@@ -50,7 +51,7 @@ impl Neighbours {
                 let asked = Instant::now();
                 let _ = controller.ask_probes("/livez").await;
                 {
-                    let mut longest = seen.lock().unwrap();
+                    let mut longest = seen.lock();
                     *longest = longest.max(asked.elapsed());
                 }
                 drop(controller);
@@ -110,7 +111,7 @@ fn neither_probes_nor_other_namespaces_wait_while_the_expressions_of_one_are_com
             assert!(told.message().contains(words), "{}", told.message());
         }
         scene.attacker.await_ready("heavy-104", false, "FetchFailed").await;
-        let longest = *longest.lock().unwrap();
+        let longest = *longest.lock();
         assert!(longest < Duration::from_secs(5), "/livez took {longest:?}");
     });
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use axum::{Router, body::Bytes, extract::State, routing::post};
@@ -11,6 +11,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value},
     trace::v1::{Span, status::StatusCode},
 };
+use parking_lot::Mutex;
 use prost::Message as _;
 use serde_json::json;
 
@@ -29,7 +30,7 @@ impl Collector {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let take = async |State(collector): State<Self>, body: Bytes| {
-            collector.0.lock().unwrap_or_else(PoisonError::into_inner).push(body);
+            collector.0.lock().push(body);
         };
         let router = Router::new().route("/v1/traces", post(take)).with_state(self.clone());
         in_background(async move { axum::serve(listener, router).await.expect("it serves") });
@@ -37,7 +38,7 @@ impl Collector {
     }
 
     fn bodies(&self) -> Vec<Bytes> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     /// All spans, and the attributes of who sent them.

@@ -4,12 +4,13 @@ use std::{
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::{
@@ -45,7 +46,7 @@ pub struct Log {
 impl Log {
     /// All of it.
     pub fn text(&self) -> String {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+        self.lines.lock().join("\n")
     }
 
     pub(super) fn follow(&self, output: impl AsyncRead + Send + Unpin + 'static) {
@@ -53,7 +54,7 @@ impl Log {
         super::in_background(async move {
             let mut lines = BufReader::new(output).lines();
             while let Ok(Some(line)) = lines.next_line().await {
-                log.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                log.lines.lock().push(line);
                 log.changed.send_replace(());
             }
         });
@@ -63,7 +64,7 @@ impl Log {
     pub(super) async fn find<T>(&self, pick: impl Fn(&str) -> Option<T>) -> T {
         let mut changed = self.changed.subscribe();
         loop {
-            let found = self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().find_map(|line| pick(line));
+            let found = self.lines.lock().iter().find_map(|line| pick(line));
             match found {
                 Some(value) => return value,
                 None => changed.changed().await.expect("the log holds its sender"),
@@ -239,7 +240,7 @@ impl Controller {
 
     fn set_at_work(&self, at_work: bool) {
         let recorder = self.recorder.as_ref().filter(|_| at_work);
-        *self.at_work.lock().unwrap_or_else(PoisonError::into_inner) = recorder.map(|recorder| recorder.at_work());
+        *self.at_work.lock() = recorder.map(|recorder| recorder.at_work());
     }
 
     fn signal(&self, signal: Signal) {

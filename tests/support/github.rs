@@ -1,9 +1,6 @@
 //! A stand-in for GitHub's REST API, as its documentation says: it verifies JWTs, and issues installation tokens.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -13,6 +10,7 @@ use axum::{
 };
 use chrono::{TimeDelta, Utc};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::in_background;
@@ -46,7 +44,7 @@ impl GitHub {
 
     /// What was asked for by good requests.
     pub fn bodies(&self) -> Vec<Value> {
-        self.bodies.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.bodies.lock().clone()
     }
 }
 
@@ -86,7 +84,7 @@ async fn answer(request: Request, bodies: &Mutex<Vec<Value>>) -> Response {
             "The permissions requested are not granted to this installation.",
         );
     }
-    bodies.lock().unwrap_or_else(PoisonError::into_inner).push(body);
+    bodies.lock().push(body);
     let token = format!("ghs_{:032x}", rand::random::<u128>());
     let expires_at = tokencache::time::rfc3339(Utc::now() + TimeDelta::hours(1));
     (StatusCode::CREATED, json!({"token": token, "expires_at": expires_at}).to_string()).into_response()

@@ -26,11 +26,12 @@ pub mod spans;
 use std::{
     future::Future,
     panic::{AssertUnwindSafe, resume_unwind},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use futures::FutureExt as _;
+use parking_lot::Mutex;
 
 use self::invariants::Recorder;
 pub use agent::Agent;
@@ -74,7 +75,7 @@ tokio::task_local! {
 pub fn scenario(story: impl Future<Output = ()>) {
     recorded(async {
         let ended = AssertUnwindSafe(story).catch_unwind().await;
-        let recorders = RECORDERS.with(|recorders| recorders.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let recorders = RECORDERS.with(|recorders| recorders.lock().clone());
         let finished = recorders.iter().inspect(|recorder| recorder.finish());
         let violated: Vec<String> = finished.filter_map(|recorder| recorder.violated()).collect();
         let violated = violated.join("\n");

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fmt::{Debug, Write as _},
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use futures::{Stream, StreamExt as _};
@@ -22,6 +22,7 @@ use kube::{
     core::{ApiResource, DynamicObject},
     runtime::{WatchStreamExt as _, watcher},
 };
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokencache::api::{
@@ -78,7 +79,7 @@ impl Namespace {
         let watching = Cluster::get().await.impatient().await;
         let recorder = RECORDERS.try_with(|recorders| {
             let recorder = Arc::new(Recorder::start(&watching, &namespace.name));
-            recorders.lock().unwrap_or_else(PoisonError::into_inner).push(recorder.clone());
+            recorders.lock().push(recorder.clone());
             recorder
         });
         namespace.recorder = recorder.ok();
@@ -146,12 +147,12 @@ impl Namespace {
 
     /// From now on, failures show this log.
     pub fn show_log_of(&self, controller: &str, log: Log) {
-        self.logs.lock().unwrap_or_else(PoisonError::into_inner).push((controller.to_owned(), log));
+        self.logs.lock().push((controller.to_owned(), log));
     }
 
     /// What all controllers of this namespace have logged so far.
     pub fn logs(&self) -> Vec<(String, String)> {
-        let logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let logs = self.logs.lock();
         logs.iter().map(|(controller, log)| (format!("log of {controller}"), log.text())).collect()
     }
 

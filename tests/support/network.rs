@@ -1,11 +1,9 @@
 //! What may stand between the controller and a server.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -34,7 +32,7 @@ impl Relay {
         let current = target.clone();
         in_background(async move {
             while let Ok((mut client, _)) = listener.accept().await {
-                let target = *current.lock().unwrap_or_else(PoisonError::into_inner);
+                let target = *current.lock();
                 in_background(async move {
                     if let Ok(mut server) = TcpStream::connect(target).await {
                         // Either side may end as it likes.
@@ -48,7 +46,7 @@ impl Relay {
 
     /// From now on, new connections lead to that server.
     pub fn lead_to(&self, target: SocketAddr) {
-        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
+        *self.target.lock() = target;
     }
 }
 
@@ -75,7 +73,7 @@ impl Proxy {
 
     /// The servers that it has opened tunnels to.
     pub fn tunnels(&self) -> Vec<String> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.asked.lock().clone()
     }
 }
 
@@ -96,7 +94,7 @@ async fn tunnel(mut client: TcpStream, asked: Arc<Mutex<Vec<String>>>, credentia
         return;
     }
     let Ok(mut server) = TcpStream::connect(&target).await else { return };
-    asked.lock().unwrap_or_else(PoisonError::into_inner).push(target);
+    asked.lock().push(target);
     if client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.is_ok() {
         let _ = copy_bidirectional(&mut client, &mut server).await;
     }

@@ -4,11 +4,12 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource as _, runtime::watcher::Event};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::controller::{
     store::compact::Packed,
@@ -102,7 +103,7 @@ fn read(packed: &Packed) -> Option<ObjectMeta> {
 
 impl Secrets {
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Follows an event.

@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use kube::core::cel::cel::Program;
+use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{Place, cost, isolated};
@@ -52,8 +53,8 @@ struct Programs {
 
 static KEPT: LazyLock<Mutex<Kept>> = LazyLock::new(Mutex::default);
 
-fn kept() -> std::sync::MutexGuard<'static, Kept> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+fn kept() -> parking_lot::MutexGuard<'static, Kept> {
+    KEPT.lock()
 }
 
 /// Whether all of these expressions are compiled already.

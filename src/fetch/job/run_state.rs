@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::{
     batch::v1::Job,
-    core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod},
+    core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Event, Pod, PodCondition, PodStatus},
 };
 
 use super::{
@@ -104,96 +104,152 @@ fn judge_job(seen: &Seen) -> Verdict {
     }
 }
 
+/// A pod by what Kubernetes reports of it. The first rule that has a verdict decides.
 fn judge_pod(pod: &Pod, seen: &Seen) -> Verdict {
-    let status = pod.status.clone().unwrap_or_default();
-    let inits = status.init_container_statuses.unwrap_or_default();
-    let mains = status.container_statuses.unwrap_or_default();
-    if let Some(ended) = mains.iter().find(|status| status.name == COLLECTOR).and_then(terminated) {
-        return collected(ended);
-    }
-    if let Some(failure) = deadline(seen) {
-        return Verdict::Failed(failure);
-    }
-    let reason = status.reason.as_deref().unwrap_or_default();
-    let message = brief(status.message.as_deref().unwrap_or_default());
-    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-    match reason {
-        "" => {}
-        // Of the template's own activeDeadlineSeconds; the Job's deadline is in the Job's conditions.
-        "DeadlineExceeded" => {
-            let message =
-                format!("node {node} ended the pod at its activeDeadlineSeconds: DeadlineExceeded: {message}");
-            return Verdict::Ended(Failure::new(Reason::Timeout, message));
+    let facts = PodFacts::of(pod, seen);
+    let collector = || facts.mains.iter().find(|status| status.name == COLLECTOR).and_then(terminated).map(collected);
+    collector()
+        .or_else(|| deadline(seen).map(Verdict::Failed))
+        .or_else(|| facts.ended_by_node())
+        .or_else(|| facts.disrupted())
+        .or_else(|| facts.deleted())
+        .or_else(|| facts.container_failed())
+        .or_else(|| facts.unschedulable())
+        .or_else(|| facts.running())
+        .unwrap_or_else(|| facts.starting())
+}
+
+struct PodFacts<'a> {
+    pod: &'a Pod,
+    seen: &'a Seen,
+    node: &'a str,
+    phase: &'a str,
+    reason: &'a str,
+    message: String,
+    conditions: &'a [PodCondition],
+    inits: &'a [ContainerStatus],
+    mains: &'a [ContainerStatus],
+}
+
+impl<'a> PodFacts<'a> {
+    fn of(pod: &'a Pod, seen: &'a Seen) -> Self {
+        let status = pod.status.as_ref();
+        let text = |field: fn(&PodStatus) -> Option<&String>| status.and_then(field).map_or("", String::as_str);
+        Self {
+            pod,
+            seen,
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default(),
+            phase: text(|status| status.phase.as_ref()),
+            reason: text(|status| status.reason.as_ref()),
+            message: brief(text(|status| status.message.as_ref())),
+            conditions: status.and_then(|status| status.conditions.as_deref()).unwrap_or_default(),
+            inits: status.and_then(|status| status.init_container_statuses.as_deref()).unwrap_or_default(),
+            mains: status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default(),
         }
-        "Evicted" => return Verdict::Ended(job_failed(format!("the pod was evicted from node {node}: {message}"))),
-        "NodeLost" => return Verdict::Failed(job_failed(format!("node {node} was lost: {message}"))),
-        reason if status.phase.as_deref() == Some("Failed") => {
-            return Verdict::Ended(job_failed(format!("node {node} ended the pod: {reason}: {message}")));
+    }
+
+    fn containers(&self) -> impl Iterator<Item = &'a ContainerStatus> {
+        self.inits.iter().chain(self.mains)
+    }
+
+    fn condition(&self, type_: &str, state: &str) -> Option<&'a PodCondition> {
+        self.conditions.iter().find(|condition| condition.type_ == type_ && condition.status == state)
+    }
+
+    fn ended_by_node(&self) -> Option<Verdict> {
+        let Self { node, message, .. } = self;
+        match self.reason {
+            "" => None,
+            // Of the template's own activeDeadlineSeconds; the Job's deadline is in the Job's conditions.
+            "DeadlineExceeded" => {
+                let message =
+                    format!("node {node} ended the pod at its activeDeadlineSeconds: DeadlineExceeded: {message}");
+                Some(Verdict::Ended(Failure::new(Reason::Timeout, message)))
+            }
+            "Evicted" => Some(Verdict::Ended(job_failed(format!("the pod was evicted from node {node}: {message}")))),
+            "NodeLost" => Some(Verdict::Failed(job_failed(format!("node {node} was lost: {message}")))),
+            reason if self.phase == "Failed" => {
+                Some(Verdict::Ended(job_failed(format!("node {node} ended the pod: {reason}: {message}"))))
+            }
+            _ => None,
         }
-        _ => {}
     }
-    let conditions = status.conditions.unwrap_or_default();
-    let condition = |type_: &str, state: &str| {
-        conditions.iter().find(|condition| condition.type_ == type_ && condition.status == state)
-    };
-    if let Some(disrupted) = condition("DisruptionTarget", "True") {
-        let why = disrupted.reason.as_deref().unwrap_or_default();
-        let message = brief(disrupted.message.as_deref().unwrap_or_default());
-        return Verdict::Failed(job_failed(format!("the pod was disrupted on node {node}: {why}: {message}")));
+
+    fn disrupted(&self) -> Option<Verdict> {
+        let node = self.node;
+        if let Some(disrupted) = self.condition("DisruptionTarget", "True") {
+            let why = disrupted.reason.as_deref().unwrap_or_default();
+            let message = brief(disrupted.message.as_deref().unwrap_or_default());
+            let message = format!("the pod was disrupted on node {node}: {why}: {message}");
+            return Some(Verdict::Failed(job_failed(message)));
+        }
+        let message = event(self.seen, &["NodeNotReady"])?;
+        Some(Verdict::Failed(job_failed(format!("node {node} was lost: {message}"))))
     }
-    if let Some(message) = event(seen, &["NodeNotReady"]) {
-        return Verdict::Failed(job_failed(format!("node {node} was lost: {message}")));
-    }
-    if seen.pod_gone || pod.metadata.deletion_timestamp.is_some() {
-        // Why, the event or the Job's condition says a moment later.
-        return match event(seen, &["TaintManagerEviction"]) {
+
+    fn deleted(&self) -> Option<Verdict> {
+        let node = self.node;
+        if !self.seen.pod_gone && self.pod.metadata.deletion_timestamp.is_none() {
+            return None;
+        }
+        // The reason is in an event or in the Job's condition a moment later.
+        Some(match event(self.seen, &["TaintManagerEviction"]) {
             Some(message) => {
                 Verdict::Failed(job_failed(format!("node {node} was lost, or is being emptied: {message}")))
             }
             None => Verdict::Deleted(job_failed(format!("the pod was deleted while it ran on node {node}"))),
-        };
+        })
     }
-    for status in inits.iter().filter(|status| !is_sidecar(pod, &status.name)) {
-        if let Some(ended) = terminated(status).filter(|ended| ended.exit_code != 0) {
-            let ended = container_ended(pod, &status.name, ended);
-            return Verdict::Ended(job_failed(format!("{ended}{}", injected(pod))));
+
+    fn container_failed(&self) -> Option<Verdict> {
+        let Self { pod, node, message, .. } = self;
+        let inits = self.inits.iter().filter(|status| !is_sidecar(pod, &status.name));
+        let failed = inits
+            .filter_map(|status| Some((status, terminated(status).filter(|ended| ended.exit_code != 0)?)))
+            .map(|(status, ended)| format!("{}{}", container_ended(pod, &status.name, ended), injected(pod)))
+            .next();
+        if let Some(failed) = failed {
+            return Some(Verdict::Ended(job_failed(failed)));
         }
-    }
-    for status in inits.iter().chain(&mains) {
-        if let Some(problem) = waiting_in_vain(status) {
-            return Verdict::Failed(job_failed(problem));
+        if let Some(problem) = self.containers().find_map(waiting_in_vain) {
+            return Some(Verdict::Failed(job_failed(problem)));
         }
+        let failed = || Verdict::Ended(job_failed(format!("the pod failed on node {node}: {message}")));
+        (self.phase == "Failed").then(failed)
     }
-    if status.phase.as_deref() == Some("Failed") {
-        return Verdict::Ended(job_failed(format!("the pod failed on node {node}: {message}")));
-    }
-    if let Some(unscheduled) =
-        condition("PodScheduled", "False").filter(|it| it.reason.as_deref() == Some("Unschedulable"))
-    {
-        let message = brief(unscheduled.message.as_deref().unwrap_or_default());
+
+    fn unschedulable(&self) -> Option<Verdict> {
+        let condition = self.condition("PodScheduled", "False")?;
+        if condition.reason.as_deref() != Some("Unschedulable") {
+            return None;
+        }
+        let message = brief(condition.message.as_deref().unwrap_or_default());
         // An autoscaler takes minutes to bring a node, and starts over with each new pod.
-        return Verdict::Waiting(format!("no node takes the pod (Unschedulable): {message}"));
+        Some(Verdict::Waiting(format!("no node takes the pod (Unschedulable): {message}")))
     }
-    let running = inits
-        .iter()
-        .chain(&mains)
-        .find(|status| is(status, |state| state.running.is_some()) && !is_sidecar(pod, &status.name));
-    if let Some(running) = running {
-        return Verdict::Going(format!("container {} was running on node {node}", running.name));
+
+    fn running(&self) -> Option<Verdict> {
+        let is_running = |status: &&ContainerStatus| is(status, |state| state.running.is_some());
+        let running = self.containers().filter(is_running).find(|status| !is_sidecar(self.pod, &status.name))?;
+        Some(Verdict::Going(format!("container {} was running on node {}", running.name, self.node)))
     }
-    let started = inits.iter().any(|status| terminated(status).is_some());
-    let setup = ["FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedCreatePodContainer"];
-    if let Some(message) = event(seen, &setup).filter(|_| !started) {
-        return Verdict::Stuck(job_failed(format!("node {node} cannot start the pod: {message}")), SETUP);
+
+    fn starting(&self) -> Verdict {
+        let node = self.node;
+        let started = self.inits.iter().any(|status| terminated(status).is_some());
+        let setup = ["FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox", "FailedCreatePodContainer"];
+        if let Some(message) = event(self.seen, &setup).filter(|_| !started) {
+            return Verdict::Stuck(job_failed(format!("node {node} cannot start the pod: {message}")), SETUP);
+        }
+        let doing = match node {
+            "" => "waiting for the pod to be scheduled".to_owned(),
+            node => format!("waiting for node {node} to start the pod's containers"),
+        };
+        Verdict::Going(match &self.seen.no_events {
+            Some(forbidden) => format!("{doing}; what delays it cannot be seen: {forbidden}"),
+            None => doing,
+        })
     }
-    let mut doing = match node.as_str() {
-        "" => "waiting for the pod to be scheduled".into(),
-        node => format!("waiting for node {node} to start the pod's containers"),
-    };
-    if let Some(forbidden) = &seen.no_events {
-        doing = format!("{doing}; what delays it cannot be seen: {forbidden}");
-    }
-    Verdict::Going(doing)
 }
 
 fn collected(ended: &ContainerStateTerminated) -> Verdict {

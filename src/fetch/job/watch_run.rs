@@ -1,6 +1,6 @@
 //! Watches a run's Job and pod to their end. There is no watch when there is no run.
 
-use std::time::Duration;
+use std::{ops::ControlFlow, time::Duration};
 
 use futures::{StreamExt as _, stream::SelectAll};
 use k8s_openapi::api::{
@@ -65,26 +65,9 @@ pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &st
             }
             verdict => verdict,
         };
-        let give_up = match verdict {
-            Verdict::Going(doing) => {
-                phase.set(doing);
-                stuck = None;
-                None
-            }
-            Verdict::Waiting(what) => {
-                phase.wait(what);
-                stuck = None;
-                None
-            }
-            Verdict::Stuck(failure, patience) => {
-                let until = *stuck.get_or_insert_with(Instant::now) + patience;
-                if Instant::now() >= until {
-                    return Verdict::Failed(failure);
-                }
-                phase.set(failure.message);
-                Some(until)
-            }
-            verdict => return verdict,
+        let give_up = match going_on(verdict, &mut stuck, phase) {
+            ControlFlow::Continue(give_up) => give_up,
+            ControlFlow::Break(verdict) => return verdict,
         };
         let wake = [give_up, ask_for_events].into_iter().flatten().min();
         tokio::select! {
@@ -108,6 +91,25 @@ pub(super) async fn follow(client: &Client, namespace: &str, job: &Job, run: &st
             asked_about.push(about);
         }
     }
+}
+
+/// Shows what a run that has not ended does, and returns when it is given up. `stuck`: since when it does not progress.
+fn going_on(verdict: Verdict, stuck: &mut Option<Instant>, phase: &Phase) -> ControlFlow<Verdict, Option<Instant>> {
+    match verdict {
+        Verdict::Going(doing) => phase.set(doing),
+        Verdict::Waiting(what) => phase.wait(what),
+        Verdict::Stuck(failure, patience) => {
+            let until = *stuck.get_or_insert_with(Instant::now) + patience;
+            if Instant::now() >= until {
+                return ControlFlow::Break(Verdict::Failed(failure));
+            }
+            phase.set(failure.message);
+            return ControlFlow::Continue(Some(until));
+        }
+        verdict => return ControlFlow::Break(verdict),
+    }
+    *stuck = None;
+    ControlFlow::Continue(None)
 }
 
 /// Whether a list that a watch begins with, maybe after a gap, has held what was seen before.

@@ -125,7 +125,7 @@ async fn a_secret_is_used_only_for_the_hosts_that_its_owner_lists() {
     let url = |host: &str| format!("http://{host}:{port}/token?x=hidden");
     let limit = |name: &str, hosts: &str, data: &[(&str, &str)]| {
         world.objects.secret(name, data);
-        let mut objects = world.objects.0.lock().unwrap();
+        let mut objects = world.objects.0.lock();
         let secret = objects.get_mut(&format!("/api/v1/namespaces/b/secrets/{name}")).unwrap();
         secret["metadata"]["annotations"] = json!({"tokencache.dev/hosts": hosts});
     };
@@ -174,11 +174,11 @@ async fn names_are_looked_up_for_the_namespace_that_asks() {
     let (asked, seen) = (Arc::new(Mutex::new(Vec::new())), names(&[("id.example.com", &[&["127.0.0.1"]])]));
     let kept = asked.clone();
     let lookup: Lookup = Arc::new(move |name| {
-        kept.lock().unwrap().push(crate::fetch::lookup::namespace().to_string());
+        kept.lock().push(crate::fetch::lookup::namespace().to_string());
         seen(name)
     });
     let world = World { lookup, ..World::new() };
     let url = format!("http://id.example.com:{}/", server.address.port());
     assert_token(world.fetch(&cache(&url, json!({}))).await);
-    assert_eq!(*asked.lock().unwrap(), ["b"]);
+    assert_eq!(*asked.lock(), ["b"]);
 }

@@ -56,13 +56,13 @@ async fn a_token_comes_with_the_scalars_of_the_answer_and_an_expiry_from_before_
     let received = Arc::new(Mutex::new(None));
     let keep = received.clone();
     let respond = move |_: &Seen| {
-        *keep.lock().unwrap() = Some(Clock::system().now());
+        *keep.lock() = Some(Clock::system().now());
         answer(200, body)
     };
     let server = Server::start(respond).await;
     let before = Clock::system().now();
     let fetched = World::new().fetch(&cache(&server.url(), json!({}))).await.unwrap();
-    let received = received.lock().unwrap().expect("a request");
+    let received = received.lock().expect("a request");
     let sent = fetched.expires_at.moment().expect("it expires") - chrono::TimeDelta::hours(1);
     assert!(before <= sent && sent <= received, "{before} {sent} {received}");
     let values: Vec<_> = fetched.values.iter().map(|(name, value)| (name.as_str(), value.expose_secret())).collect();

@@ -331,7 +331,7 @@ async fn proxy(target: SocketAddr) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
             let password = BASE64_STANDARD.encode("user:pass w\u{f6}rd");
             let welcome =
                 head.to_lowercase().contains(&format!("proxy-authorization: basic {password}").to_lowercase());
-            keep.lock().unwrap().push(head.lines().next().unwrap().to_owned());
+            keep.lock().push(head.lines().next().unwrap().to_owned());
             if welcome {
                 client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
                 let mut server = TcpStream::connect(target).await.unwrap();
@@ -359,7 +359,7 @@ async fn a_proxy_resolves_the_name_and_tls_goes_through_it_to_the_server() {
     let cache = cache("https://id.example.com/token", change);
     world.objects.secret("proxy", &[("username", "user\n"), ("password", "pass w\u{f6}rd\r\n")]);
     assert_token(fetcher.fetch(&cache).await);
-    assert_eq!(*asked.lock().unwrap(), ["CONNECT id.example.com:443 HTTP/1.1"]);
+    assert_eq!(*asked.lock(), ["CONNECT id.example.com:443 HTTP/1.1"]);
     let seen = server.seen().pop().unwrap();
     assert_eq!(seen.header(header::PROXY_AUTHORIZATION), "", "the proxy's password is not the server's");
 

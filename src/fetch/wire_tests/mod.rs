@@ -15,7 +15,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,6 +26,7 @@ use axum::{
     extract::Request,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use parking_lot::Mutex;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
@@ -71,7 +72,7 @@ impl Server {
             let body = String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap();
             let one =
                 Seen { method: parts.method.to_string(), target: parts.uri.to_string(), headers: parts.headers, body };
-            seen.lock().unwrap().push(one.clone());
+            seen.lock().push(one.clone());
             respond(&one)
         })
     }
@@ -89,7 +90,7 @@ impl Server {
     }
 
     fn seen(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap().clone()
+        self.seen.lock().clone()
     }
 }
 
@@ -121,11 +122,11 @@ impl Objects {
     }
 
     fn put(&self, plural: &str, name: &str, object: Value) {
-        self.0.lock().unwrap().insert(format!("/api/v1/namespaces/b/{plural}/{name}"), object);
+        self.0.lock().insert(format!("/api/v1/namespaces/b/{plural}/{name}"), object);
     }
 
     fn data(&self, name: &str, key: &str) -> String {
-        let objects = self.0.lock().unwrap();
+        let objects = self.0.lock();
         let value = objects[&format!("/api/v1/namespaces/b/secrets/{name}")]["data"][key].as_str().unwrap();
         String::from_utf8(BASE64_STANDARD.decode(value).unwrap()).unwrap()
     }
@@ -146,7 +147,7 @@ impl Objects {
     }
 
     fn names(&self, plural: &str) -> Vec<String> {
-        let objects = self.0.lock().unwrap();
+        let objects = self.0.lock();
         let path = format!("/api/v1/namespaces/b/{plural}/");
         objects.keys().filter_map(|key| key.strip_prefix(&path)).map(str::to_owned).collect()
     }
@@ -156,7 +157,7 @@ impl Objects {
         let failure = |code: u16, reason: &str| {
             (code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason}))
         };
-        let mut objects = self.0.lock().unwrap();
+        let mut objects = self.0.lock();
         let path = request.uri.path();
         if request.method == ::http::Method::GET {
             return objects.get(path).map_or_else(|| failure(404, "NotFound"), |found| (200, found.clone()));
@@ -227,7 +228,7 @@ fn names(known: &[(&str, &[&[&str]])]) -> Lookup {
         known.iter().map(|(name, answers)| ((*name).to_owned(), answers.iter().rev().map(parse).collect())).collect();
     let known = Arc::new(Mutex::new(known));
     Arc::new(move |name| {
-        let mut known = known.lock().unwrap();
+        let mut known = known.lock();
         let found = known
             .get_mut(&name)
             .and_then(|answers| if answers.len() > 1 { answers.pop() } else { answers.last().cloned() });

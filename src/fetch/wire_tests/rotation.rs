@@ -10,7 +10,7 @@ use super::*;
 async fn rotating() -> Server {
     let newest = Arc::new(Mutex::new(0));
     let respond = move |seen: &Seen| {
-        let mut newest = newest.lock().unwrap();
+        let mut newest = newest.lock();
         let sent = seen.form().into_iter().find(|(name, _)| name == "refresh_token").unwrap().1;
         if sent != format!("refresh-{newest}") {
             return answer(400, r#"{"error":"invalid_grant","error_description":"used before"}"#);
@@ -42,7 +42,7 @@ fn stored(world: &World) -> String {
 /// A state Secret as another replica has written it.
 fn store(objects: &Objects, token: &str) {
     let owner = json!([{"apiVersion": "tokencache.dev/v1alpha1", "kind": "TokenCache", "name": "a", "uid": "", "controller": true}]);
-    let mut secret = objects.0.lock().unwrap()[&format!("/api/v1/namespaces/b/secrets/{STATE}")].clone();
+    let mut secret = objects.0.lock()[&format!("/api/v1/namespaces/b/secrets/{STATE}")].clone();
     secret["metadata"]["ownerReferences"] = owner;
     secret["metadata"]["resourceVersion"] = json!(token);
     secret["data"]["refresh-token"] = json!(BASE64_STANDARD.encode(token));
@@ -61,7 +61,7 @@ async fn each_successor_is_stored_and_used_next_and_is_no_part_of_the_result() {
         // The same first token, as another tool may write it.
         world.objects.secret("session", &[("token", "refresh-0\n"), ("other", "stays")]);
     }
-    let state = world.objects.0.lock().unwrap()[&format!("/api/v1/namespaces/b/secrets/{STATE}")].clone();
+    let state = world.objects.0.lock()[&format!("/api/v1/namespaces/b/secrets/{STATE}")].clone();
     assert_eq!(state["metadata"]["labels"]["tokencache.dev/state"], "true");
     assert!(!state["metadata"].to_string().contains("refresh-token"), "nothing about the tokens is in its metadata");
 }

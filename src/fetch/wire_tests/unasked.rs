@@ -26,7 +26,7 @@ async fn raw(response: impl AsRef<[u8]>) -> (String, Arc<Mutex<Vec<String>>>) {
             let length =
                 head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
             connection.read_exact(&mut vec![0; length.unwrap_or(0)]).await.unwrap();
-            keep.lock().unwrap().push(head.to_ascii_lowercase());
+            keep.lock().push(head.to_ascii_lowercase());
             connection.write_all(&response).await.unwrap();
             connection.shutdown().await.unwrap();
         }
@@ -70,7 +70,7 @@ async fn a_request_that_may_have_a_body_and_has_none_says_so() {
     ] {
         let (url, heads) = raw(response("200 OK", "", GOOD)).await;
         assert_token(World::new().fetch(&http(&url, change.clone())).await);
-        let head = heads.lock().unwrap().pop().unwrap();
+        let head = heads.lock().pop().unwrap();
         let lengths: Vec<_> = head.lines().filter_map(|line| line.strip_prefix("content-length: ")).collect();
         assert_eq!(lengths, wanted.into_iter().collect::<Vec<_>>(), "{change}: {head}");
         assert!(!head.contains("transfer-encoding"), "{head}");
@@ -123,7 +123,7 @@ async fn a_charset_is_honoured_where_the_body_is_not_utf_8() {
 async fn a_content_coding_is_declined_and_undone_all_the_same() {
     let (url, heads) = raw(response("200 OK", "Content-Encoding: gzip\r\n", gzip(GOOD))).await;
     both(&url).await.into_iter().for_each(assert_token);
-    assert!(heads.lock().unwrap().iter().all(|head| head.contains("accept-encoding: identity\r\n")));
+    assert!(heads.lock().iter().all(|head| head.contains("accept-encoding: identity\r\n")));
     let refused = response("400 Bad Request", "Content-Encoding: x-gzip\r\n", gzip(r#"{"error":"invalid_scope"}"#));
     let (url, _) = raw(refused).await;
     assert_failed(World::new().fetch(&cache(&url, json!({}))).await, Reason::Rejected, &["invalid_scope"]);
@@ -145,7 +145,7 @@ async fn a_content_coding_is_declined_and_undone_all_the_same() {
     let (url, heads) = raw(response("200 OK", "Content-Encoding: gzip\r\n", gzip(GOOD))).await;
     let asking = json!({"headers": [{"name": "Accept-Encoding", "value": "gzip"}]});
     assert_token(World::new().fetch(&http(&url, asking)).await);
-    let head = heads.lock().unwrap().pop().unwrap();
+    let head = heads.lock().pop().unwrap();
     assert!(head.contains("accept-encoding: gzip\r\n") && !head.contains("identity"), "{head}");
 }
 

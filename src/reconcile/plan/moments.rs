@@ -27,17 +27,28 @@ pub(super) fn longest_backoff(retry: &Retry) -> TimeDelta {
 /// How many failures in a row are repeated as soon as the spec says, even if that is sooner than the shortest interval.
 const QUICK_RETRIES: i32 = 2;
 
+/// A failure, as far as the time of the next attempt depends on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Failed {
+    /// Failures in a row, with this one.
+    pub failures: i32,
+    /// Whether the same request would be rejected again.
+    pub is_refusal: bool,
+    /// The pause that the server asked for.
+    pub retry_after: Option<Duration>,
+}
+
 /// When a run that failed may be repeated.
 #[must_use]
 pub fn retry_at(
     retry: &Retry,
-    failures: i32,
-    refused: bool,
-    (retry_after, min_interval): (Option<Duration>, TimeDelta),
+    failed: Failed,
+    min_interval: TimeDelta,
     random: f64,
     now: DateTime<Utc>,
 ) -> DateTime<Utc> {
-    let wait = if refused {
+    let Failed { failures, is_refusal, retry_after } = failed;
+    let wait = if is_refusal {
         let wait = RECHECK.min(retry.max());
         backoff(1, wait, wait, random, None)
     } else {

@@ -341,8 +341,8 @@ fn retries_that_are_quicker_than_the_shortest_interval_are_few() {
     let retry: crate::api::Retry =
         serde_json::from_value(json!({"initialInterval": "100ms", "maxInterval": "100ms"})).unwrap();
     let wait = |failures: i32, refused: bool| {
-        let limits = (None, TimeDelta::seconds(5));
-        (retry_at(&retry, failures, refused, limits, 1.0, start()) - start()).num_milliseconds()
+        let failed = Failed { failures, is_refusal: refused, retry_after: None };
+        (retry_at(&retry, failed, TimeDelta::seconds(5), 1.0, start()) - start()).num_milliseconds()
     };
     assert_eq!([1, 2, 3, 4].map(|failures| wait(failures, false)), [100, 100, 5000, 5000]);
     assert_eq!([1, 2, 3, 4].map(|failures| wait(failures, true)), [100, 100, 5000, 5000]);

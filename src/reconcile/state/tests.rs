@@ -210,5 +210,5 @@ fn nothing_is_kept_of_one_that_is_gone() {
     running(&notes);
     notes.run_ended(&key(), None);
     notes.forget(&key());
-    assert!(notes.0.lock().unwrap().is_empty());
+    assert!(notes.0.lock().is_empty());
 }

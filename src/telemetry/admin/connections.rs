@@ -1,11 +1,6 @@
 //! Connections from strangers: limited in number, in all and from one address, and in time.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
@@ -13,6 +8,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -40,7 +36,7 @@ impl Open {
     fn admit(&self, address: IpAddr) -> Option<Slot> {
         // An IPv4 client of a socket for both is seen as ::ffff:a.b.c.d.
         let address = address.to_canonical();
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.lock();
         let of_this = open.get(&address).copied().unwrap_or_default();
         if of_this >= MOST_OF_ONE || open.values().sum::<usize>() >= MOST {
             return None;
@@ -52,7 +48,7 @@ impl Open {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut open = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.0.lock();
         if let Some(of_this) = open.get_mut(&self.1) {
             *of_this -= 1;
             if *of_this == 0 {
@@ -121,7 +117,7 @@ mod tests {
         drop(of_one);
         assert!(open.admit(address(0)).is_some());
         drop(others);
-        assert!(open.0.lock().unwrap().is_empty(), "nothing is kept of connections that ended");
+        assert!(open.0.lock().is_empty(), "nothing is kept of connections that ended");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

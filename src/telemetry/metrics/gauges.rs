@@ -1,12 +1,10 @@
 //! What is looked up at each scrape, so that nothing of what is gone stays: the state of each TokenCache as its status
 //! tells it, and how busy this process is.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, MetricEncoder},
@@ -87,15 +85,15 @@ impl fmt::Debug for Gauges {
 
 impl Gauges {
     pub(super) fn add_objects(&self, objects: Objects) {
-        self.objects.lock().unwrap_or_else(PoisonError::into_inner).push(objects);
+        self.objects.lock().push(objects);
     }
 
     pub(super) fn add_value(&self, name: &'static str, help: &'static str, value: Value) {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner).push((name, help, value));
+        self.values.lock().push((name, help, value));
     }
 
     fn standings(&self) -> Vec<(Object, Standing)> {
-        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let objects = self.objects.lock();
         let all = objects.iter().flat_map(|objects| objects());
         all.map(|((namespace, name), standing)| (Object { namespace, name }, standing)).collect()
     }
@@ -130,7 +128,7 @@ impl Collector for Gauges {
         let refresh = encoder.encode_descriptor("refresh_timestamp", help, seconds, gauge)?;
         each(refresh, &all, |one| one.refresh_at.map(|at| minutes(at.timestamp())))?;
 
-        for (name, help, value) in self.values.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for (name, help, value) in self.values.lock().iter() {
             ConstGauge::new(value()).encode(encoder.encode_descriptor(name, help, None, gauge)?)?;
         }
         Ok(())

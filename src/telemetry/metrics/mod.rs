@@ -195,10 +195,10 @@ mod tests {
     #[test]
     fn a_token_cache_is_told_of_while_it_is_there_and_no_longer() {
         let metrics = Metrics::default();
-        let known = std::sync::Arc::new(std::sync::Mutex::new(vec![]));
+        let known = std::sync::Arc::new(parking_lot::Mutex::new(vec![]));
         let shared = known.clone();
         metrics.tell_of(move || {
-            shared.lock().unwrap().iter().map(|cache| (("ns".into(), "a".into()), Standing::of(cache))).collect()
+            shared.lock().iter().map(|cache| (("ns".into(), "a".into()), Standing::of(cache))).collect()
         });
         metrics.measure("queue_depth", "Runs that wait", || 3);
         let text = || metrics.text(Format::Prometheus);
@@ -211,7 +211,7 @@ mod tests {
                 "lastTransitionTime": "2026-01-02T03:00:00Z",
             }],
         });
-        known.lock().unwrap().push(fixtures::cache(serde_json::json!({}), status));
+        known.lock().push(fixtures::cache(serde_json::json!({}), status));
         let told = text();
         let object = r#"{namespace="ns",name="a"}"#;
         for line in [
@@ -225,7 +225,7 @@ mod tests {
         ] {
             assert!(told.lines().any(|found| found == line), "{line} is not in\n{told}");
         }
-        known.lock().unwrap().clear();
+        known.lock().clear();
         assert!(!text().contains("namespace="), "{}", text());
     }
 

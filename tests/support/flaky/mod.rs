@@ -10,7 +10,7 @@ use std::{
     future,
     io::Write as _,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -23,6 +23,7 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::NamedTempFile;
 use tokencache::client::connect;
@@ -162,7 +163,7 @@ impl FlakyApi {
 
     /// When a Secret for states was last written, in milliseconds of Unix time.
     pub fn state_written(&self) -> u64 {
-        *self.state.state_written.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.state.state_written.lock()
     }
 }
 
@@ -211,7 +212,7 @@ impl State {
         let mut response = self.forward(head, body).await?;
         if writes_state && response.status().is_success() {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-            *self.state_written.lock().unwrap_or_else(PoisonError::into_inner) = u64::try_from(now).expect("it fits");
+            *self.state_written.lock() = u64::try_from(now).expect("it fits");
         }
         header_edits.iter().for_each(|edit| edit(response.headers_mut()));
         let flow = if matches!(action, Action::Freeze) { Flow::Frozen } else { Flow::Open };

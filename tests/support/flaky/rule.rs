@@ -2,13 +2,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use http::{HeaderMap, Method, StatusCode, request::Parts};
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::watch;
 use url::form_urlencoded;
@@ -205,14 +206,14 @@ impl Rules {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (hits, seen) = watch::channel(0);
         let entry = Entry { id, when, action, left, hits };
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+        self.entries.lock().push(entry);
         Rule { id, rules: self.clone(), hits: seen }
     }
 
     /// Counts the request, and says what happens to it: the newest rule decides.
     pub fn judge(&self, target: &Target, body: &Value) -> Verdict {
         let mut verdict = Verdict::default();
-        for entry in self.entries.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().rev() {
+        for entry in self.entries.lock().iter_mut().rev() {
             let excluded = entry.action.decides() && verdict.decision.is_some();
             if entry.left == Some(0) || excluded || !entry.when.matches(target, Some(body)) {
                 continue;
@@ -251,6 +252,6 @@ impl Rule {
 
     /// Removes it. Requests that [`Action::Hold`] holds are carried out now. It can still tell its hits.
     pub fn remove(&self) {
-        self.rules.entries.lock().unwrap_or_else(PoisonError::into_inner).retain(|entry| entry.id != self.id);
+        self.rules.entries.lock().retain(|entry| entry.id != self.id);
     }
 }

@@ -1,9 +1,8 @@
 //! Established watches, which can be frozen, thawed and closed.
 
-use std::sync::{Mutex, PoisonError};
-
 use axum::body::Body;
 use futures::{StreamExt as _, stream};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
@@ -30,7 +29,7 @@ impl Streams {
     /// Registers the stream that answers a request.
     pub fn add(&self, target: Target, body: Body, flow: Flow) -> Body {
         let (sender, receiver) = watch::channel(flow);
-        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut streams = self.0.lock();
         streams.retain(|(_, stream)| !stream.is_closed());
         streams.push((target, sender));
         controlled(body, receiver)
@@ -38,7 +37,7 @@ impl Streams {
 
     /// Changes the state of those that are selected, and says how many these are.
     pub fn set(&self, when: &When, flow: Flow) -> usize {
-        let streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let streams = self.0.lock();
         let selected = streams.iter().filter(|(target, stream)| !stream.is_closed() && when.matches(target, None));
         selected.inspect(|(_, stream)| stream.send_modify(|now| *now = flow)).count()
     }

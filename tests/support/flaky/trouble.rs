@@ -1,14 +1,12 @@
 //! Failures at random.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
 use http::StatusCode;
+use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::rule::Action;
@@ -51,7 +49,7 @@ impl Lots {
     }
 
     pub fn set(&self, trouble: Trouble) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        *self.trouble.lock() = trouble;
     }
 
     /// How many requests were drawn to fail.
@@ -61,8 +59,8 @@ impl Lots {
 
     /// What happens to a request, and for how long it waits first.
     pub fn draw(&self, writes: bool) -> (Action, Duration) {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        let trouble = self.trouble.lock().clone();
+        let mut random = self.random.lock();
         let delay = trouble.delay.mul_f64((random.next_u64() % 1000) as f64 / 1000.0);
         let mut draw = random.next_u64() % 100;
         let mut falls = |share: u64| {

@@ -1,12 +1,13 @@
 //! How busy the machine is: four times a second a request is sent to the API server, and timed.
 
 use std::{
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client, api::PostParams};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -33,7 +34,7 @@ impl Pulses {
 
     /// How much more time anything may take in this span, in seconds.
     pub fn allowance(&self, span: Span) -> f64 {
-        let pulses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let pulses = self.0.lock();
         let near = pulses.iter().rev().skip_while(|(due, _)| *due > span.to + 1.0);
         let near = near.take_while(|(due, late)| due + late > span.from - 1.0);
         near.map(|(_, late)| late * STEPS).fold(0.0, f64::max)
@@ -50,6 +51,6 @@ async fn beat(client: Client, pulses: Pulses) {
         // An API server that refuses it is as busy as one that does not.
         let _ = maps.create(&params, &map).await;
         let late = start.elapsed().saturating_sub(PAUSE).as_secs_f64();
-        pulses.0.lock().unwrap_or_else(PoisonError::into_inner).push((due, late));
+        pulses.0.lock().push((due, late));
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use kube::{
         watcher::{Config, Event},
     },
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokencache::api::TokenCache;
 use tokio::task::AbortHandle;
 
@@ -162,7 +163,7 @@ impl Drop for Exemption {
 }
 
 fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
-    record.lock().unwrap_or_else(PoisonError::into_inner)
+    record.lock()
 }
 
 /// Records each version of the objects of one type, however often the watch has to begin anew.

@@ -111,7 +111,7 @@ fn nothing_is_judged_without_a_controller_or_where_it_is_exempt() {
     other.0.exemptions.push((Invariant::ReadyWithoutValue, "b".into(), Span::new(7.0, 28.0)));
     assert_eq!(other.breaks(), [Invariant::ReadyWithoutValue]);
     let busy = expired();
-    busy.0.pulses.0.lock().unwrap().extend([(7.0, 0.1), (12.0, 9.0)]);
+    busy.0.pulses.0.lock().extend([(7.0, 0.1), (12.0, 9.0)]);
     assert_eq!(busy.breaks(), []);
 }
 
