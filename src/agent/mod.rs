@@ -58,7 +58,7 @@ pub struct Running {
 
 /// An address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("{address} cannot be listened on: {error}")]
+#[error("cannot listen on {address}: {error}")]
 pub struct Unbound {
     address: Address,
     error: io::Error,
@@ -124,7 +124,7 @@ async fn serve(bound: Bound, agent: Arc<serve::Agent>) {
         Bound::Socket(listener, _remove) => axum::serve(listener, serve::router(agent, false)).await,
     };
     if let Err(error) = served {
-        tracing::error!(%error, "requests are answered no longer");
+        tracing::error!(%error, "HTTP server stopped");
     }
 }
 

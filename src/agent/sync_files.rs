@@ -107,7 +107,7 @@ impl Keeper {
         match (valid, reason) {
             (Some(value), None) => tracing::info!(name, expires_at = %value.expires_at(), "there is a value"),
             (Some(value), Some(reason)) => {
-                tracing::warn!(name, expires_at = %value.expires_at(), reason, "there is no newer value");
+                tracing::warn!(name, expires_at = %value.expires_at(), reason, "no newer value available");
             }
             (None, Some(reason)) => tracing::warn!(name, reason, "there is no valid value"),
             (None, None) => tracing::warn!(name, "there is no valid value"),
@@ -224,10 +224,10 @@ pub(super) async fn tell(
             board.report(&name, |report| report.untold.clone_from(&untold));
             let Some(error) = untold else {
                 forget(&targets).await;
-                tracing::info!(name, "who uses the value is told of it");
+                tracing::info!(name, "consumer notified");
                 break;
             };
-            tracing::error!(name, error, "who uses the value could not be told of it");
+            tracing::error!(name, error, "notifying the consumer failed");
             if !tell.is_repeated() {
                 forget(&targets).await;
                 break;
@@ -249,6 +249,6 @@ async fn forget(targets: &[Target]) {
     let targets = targets.to_vec();
     let forgotten = spawn_blocking(move || targets.iter().try_for_each(disk::told)).await;
     if let Ok(Err(error)) = forgotten {
-        tracing::warn!(%error, "who uses the value is told of it again when the agent is restarted");
+        tracing::warn!(%error, "the consumer is notified again when the agent restarts");
     }
 }

@@ -23,51 +23,51 @@ use clap::Args;
 /// Each flag also as an environment variable; those that may be repeated are separated by commas there.
 #[derive(Debug, Args)]
 pub(super) struct Flags {
-    /// Names of the TokenCaches that are kept
+    /// Names of the TokenCaches
     #[arg(env = "TOKENCACHE_AGENT_NAMES", value_delimiter = ',')]
     names: Vec<String>,
     #[command(flatten)]
     namespace: Namespace,
-    /// Folder that gets a folder for each NAME, in it a file for each key of the Secret. Should be on memory
+    /// Directory for the values: NAME/KEY files. Use a memory-backed volume
     #[arg(long, env = "TOKENCACHE_AGENT_DIR", value_name = "FOLDER")]
     dir: Option<PathBuf>,
-    /// A single file with the bytes under KEY, by default `token` or the only key; may be repeated
+    /// Single file for the value of KEY (default: `token`, or the only key); repeatable
     #[arg(long, env = "TOKENCACHE_AGENT_FILE", value_delimiter = ',', value_name = "NAME[:KEY]=PATH")]
     file: Vec<FileOf>,
-    /// Permissions of the files: 0440 for a group, which in a pod is its fsGroup
+    /// Mode of the files: 0440 allows the group to read, which in a pod is its fsGroup
     #[arg(long, env = "TOKENCACHE_AGENT_MODE", default_value = "0400")]
     mode: Mode,
-    /// Remove the files of a value that is no longer valid. Default: they stay, and /healthz says so
+    /// Remove the files of an expired value. Default: keep them, and report it at /healthz
     #[arg(long, env = "TOKENCACHE_AGENT_REMOVE_EXPIRED")]
     remove_expired: bool,
-    /// Write the first values, and end: for an init container
+    /// Write the first values and exit; for an init container
     #[arg(long, env = "TOKENCACHE_AGENT_ONCE", conflicts_with_all = ["listen", "signal", "command", "health"])]
     once: bool,
-    /// Signal to send on each changed value after the first: HUP, USR1, …
+    /// Signal to send when a value has changed: HUP, USR1, …
     #[arg(long, env = "TOKENCACHE_AGENT_SIGNAL", requires = "pid_file", conflicts_with = "command")]
     signal: Option<Signal>,
-    /// File with the number of the process that gets the signal
+    /// File containing the PID to signal
     #[arg(long, env = "TOKENCACHE_AGENT_PID_FILE", requires = "signal", value_name = "PATH")]
     pid_file: Option<PathBuf>,
-    /// How long a command may take before it is killed
+    /// Time limit of the command
     #[arg(long, env = "TOKENCACHE_AGENT_COMMAND_TIMEOUT", default_value = "1m", value_name = "DURATION")]
     command_timeout: api::Duration,
-    /// Where requests are answered: 127.0.0.1:PORT, [::1]:PORT or unix:/PATH; may be repeated
+    /// Address that serves the values: 127.0.0.1:PORT, [::1]:PORT or unix:/PATH; repeatable
     #[arg(long, env = "TOKENCACHE_AGENT_LISTEN", value_delimiter = ',', value_name = "ADDRESS")]
     listen: Vec<Address>,
-    /// Permissions of Unix sockets: 0600 or 0660
+    /// Mode of Unix sockets: 0600 or 0660
     #[arg(long, env = "TOKENCACHE_AGENT_SOCKET_MODE", default_value = "0600")]
     socket_mode: SocketMode,
-    /// How long a request waits for a value at most
+    /// Maximum time that a request waits for a value
     #[arg(long, env = "TOKENCACHE_AGENT_TIMEOUT", default_value = "1m", value_name = "DURATION")]
     timeout: api::Duration,
-    /// Ask the agent that listens at the first address for /healthz, and end with 0 if all is well: for a probe
+    /// Query /healthz of the agent at the first address and exit with 0 if it is healthy; for a probe
     #[arg(long, requires = "listen")]
     health: bool,
-    /// How log lines look; what is logged is set by the environment variable TOKENCACHE_LOG
+    /// Format of log lines. The environment variable TOKENCACHE_LOG sets the log level
     #[arg(long, env = "TOKENCACHE_AGENT_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
-    /// Command to run on each changed value after the first, with the name in TOKENCACHE_NAME
+    /// Command to run when a value has changed, with the name in TOKENCACHE_NAME
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -112,7 +112,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     let mut agent = agent::start(consumer.client, settings, consumer.clock).await?;
     let code = tokio::select! {
         () = agent.all_written(), if flags.once => ExitCode::SUCCESS,
-        () = agent.ended() => bail!("a part of the agent ended by itself"),
+        () = agent.ended() => bail!("a part of the agent stopped unexpectedly"),
         // What was to be written is not.
         _ = signals.next() => if flags.once { ExitCode::FAILURE } else { ExitCode::SUCCESS },
     };

@@ -11,9 +11,9 @@ use super::{
 };
 use crate::client::{Cleared, Client, Error};
 
-/// What scripts can rely on.
+/// Exit codes that scripts can rely on.
 pub(super) const EXIT_CODES: &str =
-    "Exit codes:\n  0 no Secret is left; 1 one could not be deleted; 2 wrong usage; 3 no such TokenCache; 4 timeout";
+    "Exit codes:\n  0 no Secret is left; 1 a Secret cannot be deleted; 2 wrong usage; 3 no such TokenCache; 4 timeout";
 
 #[derive(Debug, Args)]
 pub(super) struct Flags {
@@ -25,10 +25,10 @@ pub(super) struct Flags {
     /// All TokenCaches of the namespace
     #[arg(long)]
     all: bool,
-    /// With --all: only those whose labels match
+    /// With --all: label selector
     #[arg(long, short = 'l', requires = "all")]
     selector: Option<String>,
-    /// With --all: of all namespaces
+    /// With --all: all namespaces
     #[arg(long, short = 'A', requires = "all", conflicts_with = "namespace")]
     all_namespaces: bool,
 }
@@ -48,7 +48,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
         Ok(cleared) => {
             let mut out = std::io::stdout().lock();
             for Cleared { namespace, name, deleted } in cleared {
-                let what = if deleted { "cleared" } else { "was clear" };
+                let what = if deleted { "cleared" } else { "had no value" };
                 writeln!(out, "{namespace}/{name} {what}")?;
             }
             Ok(ExitCode::SUCCESS)

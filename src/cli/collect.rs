@@ -141,7 +141,7 @@ mod tests {
         let large = serde_json::json!({"token": noise}).to_string();
         for (result, expected) in [
             ("", "failed:InvalidResponse:the result ($TOKENCACHE_RESULT) is missing"),
-            ("{", "failed:InvalidResponse:the result ($TOKENCACHE_RESULT) is not JSON"),
+            ("{", "failed:InvalidResponse:the result ($TOKENCACHE_RESULT) is not valid JSON"),
             (&large, "failed:ResponseTooLarge:the result has "),
             (&" ".repeat(MAX_RESULT + 1), "failed:ResponseTooLarge:the result ($TOKENCACHE_RESULT) is longer"),
         ] {

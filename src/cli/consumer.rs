@@ -21,10 +21,10 @@ use crate::{
     time::Clock,
 };
 
-/// Where the TokenCache is.
+/// The namespace of the TokenCache.
 #[derive(Debug, Args)]
 pub(super) struct Namespace {
-    /// Namespace. Default: that of the context, or of the pod
+    /// Namespace. Default: that of the kubeconfig context, or of the pod
     #[arg(long, short, value_name = "NAME")]
     namespace: Option<String>,
 }
@@ -54,7 +54,7 @@ impl Consumer {
         if let Error::NotFound { name, .. } = error
             && let Some(others) = self.elsewhere(name).await
         {
-            hint(&format!("there is one in the namespace {others}: choose it by -n"));
+            hint(&format!("found in namespace {others}; select it with -n"));
         }
         ExitCode::from(code(error))
     }

@@ -33,40 +33,40 @@ use crate::{
 /// The flags of the controller. Each also as an environment variable.
 #[derive(Debug, Args)]
 pub(super) struct Flags {
-    /// A namespace to look after; may be repeated. Default: all
+    /// Namespace to watch; repeatable. Default: all namespaces
     #[arg(long, short, env = "TOKENCACHE_NAMESPACE", value_delimiter = ',')]
     namespace: Vec<String>,
     /// Maximum concurrent fetches, and as many jobs; at most a quarter of them to one host
     #[arg(long, env = "TOKENCACHE_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
-    /// Shortest time between two fetches of one TokenCache, whatever calls for them
+    /// Minimum time between two fetches of one TokenCache, whatever their reason
     #[arg(long, env = "TOKENCACHE_MIN_FETCH_INTERVAL", default_value = "5s", value_name = "DURATION")]
     min_fetch_interval: api::Duration,
     #[command(flatten)]
     ports: Ports,
-    /// Where traces of the runs go: base URL of an OTLP collector over HTTP, such as http://collector:4318. Default: nowhere
+    /// Base URL of an OTLP collector over HTTP that receives traces of fetches, such as http://collector:4318. Default: none
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", hide_env_values = true, value_name = "URL")]
     otlp_endpoint: Option<String>,
     #[command(flatten)]
     runner: runner::Flags,
-    /// How log lines look; what is logged is set by the environment variable TOKENCACHE_LOG
+    /// Format of log lines. The environment variable TOKENCACHE_LOG sets the log level
     #[arg(long, env = "TOKENCACHE_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
 }
 
-/// Where it is asked.
+/// The ports for probes and metrics.
 #[derive(Debug, Args)]
 struct Ports {
-    /// Where /livez and /readyz are served; [::] stands for all addresses of IPv4 and IPv6. Default: [::]:8081
+    /// Address that serves /livez and /readyz; [::] means all IPv4 and IPv6 addresses. Default: [::]:8081
     #[arg(long, env = "TOKENCACHE_PROBE_ADDRESS", value_name = "ADDRESS")]
     probe_address: Option<SocketAddr>,
-    /// Where /metrics is served. Default: [::]:8080
+    /// Address that serves /metrics. Default: [::]:8080
     #[arg(long, env = "TOKENCACHE_METRICS_ADDRESS", value_name = "ADDRESS")]
     metrics_address: Option<SocketAddr>,
-    /// For how long /metrics gives the same text again
+    /// How long the response of /metrics is cached
     #[arg(long, env = "TOKENCACHE_METRICS_MAX_AGE", default_value = "5s", value_name = "DURATION")]
     metrics_max_age: api::Duration,
-    /// Former name of --metrics-address, for all paths: without --probe-address there is no port for probes alone
+    /// Deprecated name of --metrics-address. Serves all paths; without --probe-address there is no separate port for probes
     #[arg(long, env = "TOKENCACHE_ADMIN_ADDRESS", hide = true)]
     admin_address: Option<SocketAddr>,
 }
@@ -78,7 +78,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     let traces = flags.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
     // Neither the URL nor what is said of it is told: it may hold a password.
     let traces = traces.map(|endpoint| Traces::to(endpoint, identity.clone())).transpose();
-    let traces = traces.map_err(|_| anyhow!("--otlp-endpoint is no URL: write it like http://collector:4318"))?;
+    let traces = traces.map_err(|_| anyhow!("--otlp-endpoint is not a URL; example: http://collector:4318"))?;
     start_log(flags.log_format, traces.as_ref())?;
     let config = cluster.config().await?;
     let server = config.cluster_url.clone();
@@ -91,7 +91,8 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     });
     let (limits, contacts) = (cluster.limits()?, WatchContacts::default());
     let layers = ServiceBuilder::new().layer(count).layer(time.clone()).layer(contacts.clone()).into_inner();
-    let client = connect_through(config, limits, &layers).context("the cluster's settings cannot be used")?;
+    let client = connect_through(config, limits, &layers)
+        .context("the kubeconfig or in-cluster configuration cannot be used")?;
 
     measure(&metrics, &time, &contacts);
     let require_source_label = flags.runner.require_source_label;
@@ -114,7 +115,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
     let controller = controller::run(runner, settings, &readiness, stop.clone());
     tokio::pin!(controller);
     tokio::select! {
-        () = &mut controller => bail!("the controller ended by itself"),
+        () = &mut controller => bail!("the controller stopped unexpectedly"),
         _ = signals.next() => {}
     }
     tracing::info!("stopping: no new runs; those that go on end or are cancelled");
@@ -158,7 +159,7 @@ fn measure(metrics: &Metrics, time: &ClusterTime, contacts: &WatchContacts) {
 /// Serves probes and metrics.
 fn serve(ports: &Ports, readiness: &Readiness, metrics: &Metrics, stop: &CancellationToken) -> anyhow::Result<()> {
     let listen = |flag: &str, address: SocketAddr| {
-        admin::listen(address).with_context(|| format!("--{flag} {address} cannot be listened on"))
+        admin::listen(address).with_context(|| format!("cannot listen on --{flag} {address}"))
     };
     let all = |port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let former = ports.admin_address.filter(|_| ports.metrics_address.is_none());

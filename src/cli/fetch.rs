@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{api, client::Value, text::is_unseen};
 
-/// What scripts can rely on.
-pub(super) const EXIT_CODES: &str = "Exit codes:\n  0 a value; 1 the run failed, said with its reason as soon as it has; 2 wrong usage; 3 no such\n  TokenCache; 4 timeout";
+/// Exit codes that scripts can rely on.
+pub(super) const EXIT_CODES: &str = "Exit codes:\n  0 value printed; 1 the fetch failed (reason on stderr); 2 wrong usage; 3 no such TokenCache;\n  4 timeout";
 
 #[derive(Debug, Args)]
 pub(super) struct Flags {
@@ -26,37 +26,38 @@ pub(super) struct Flags {
     name: String,
     #[command(flatten)]
     namespace: Namespace,
-    /// What is printed
+    /// Output format
     #[arg(long, short, default_value = "value")]
     output: Output,
     /// Key of the Secret. Default with -o value: token, or the only key; with -o json and -o env: all
     #[arg(long)]
     key: Option<String>,
-    /// With -o env: what the name of each variable begins with. An empty one lets whoever may edit the TokenCache set
-    /// any variable, such as PATH
+    /// With -o env: prefix of the variable names. With an empty prefix, anyone who can edit the TokenCache can set any
+    /// variable, such as PATH
     #[arg(long, value_name = "TEXT", default_value = "TOKENCACHE_", value_parser = prefix)]
     prefix: String,
-    /// Fetch a new value where the cached one has less than this left
+    /// Request a new value if the cached one expires within this time
     #[arg(long, value_name = "DURATION", default_value = "0s")]
     min_remaining: api::Duration,
-    /// How long to wait at most
+    /// Maximum time to wait
     #[arg(long, value_name = "DURATION", default_value = "1m")]
     timeout: api::Duration,
-    /// Run the fetch here, under the same Lease as the controller: where there is none. Needs the controller's rights
+    /// Run the fetch in this process, under the same Lease as the controller. For clusters without a controller; needs the
+    /// controller's permissions
     #[arg(long)]
     pub(super) direct: bool,
     #[command(flatten, next_help_heading = "With --direct")]
     runner: runner::Flags,
 }
 
-/// What is printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Output {
-    /// The bytes under one key, as they are
+    /// The bytes of one key
     Value,
     /// {"data": {…}, "expiresAt": …, "fetchedAt": …}
     Json,
-    /// TOKENCACHE_KEY='…', one line for each key, for a shell's eval
+    /// TOKENCACHE_KEY='…', one line for each key, for the shell's eval
     Env,
 }
 
@@ -130,7 +131,7 @@ fn entries<'a>(value: &'a Value, key: Option<&'a str>) -> impl Iterator<Item = R
     value.entries().filter(move |(name, _)| key.is_none_or(|key| key == *name)).map(|(name, bytes)| {
         let text = std::str::from_utf8(bytes.expose());
         let text =
-            text.map_err(|_| format!("the value under {name} is not text: print it by -o value --key {name}"))?;
+            text.map_err(|_| format!("the value of key {name} is not text; print it with -o value --key {name}"))?;
         Ok((name, text))
     })
 }
@@ -142,14 +143,14 @@ fn env(value: &Value, key: Option<&str>, prefix: &str) -> Result<Text, String> {
         let (key, value) = entry?;
         let name = variable(prefix, key);
         if value.contains('\0') {
-            return Err(format!("the value under {key} has a zero byte, which no variable can hold"));
+            return Err(format!("the value of key {key} contains a zero byte, which a variable cannot hold"));
         }
         text.extend_from_slice(name.as_bytes());
         text.extend_from_slice(b"='");
         text.extend_from_slice(Zeroizing::new(value.replace('\'', "'\\''")).as_bytes());
         text.extend_from_slice(b"'\n");
         if !names.insert(name.clone()) {
-            return Err(format!("two keys of the Secret would become {name}: choose one by --key"));
+            return Err(format!("two keys of the Secret map to the variable {name}; select one with --key"));
         }
     }
     Ok(text)

@@ -28,29 +28,29 @@ use crate::{
 pub(super) struct Flags {
     #[command(flatten)]
     namespace: Namespace,
-    /// Of all namespaces
+    /// List all namespaces
     #[arg(long, short = 'A', conflicts_with = "namespace")]
     all_namespaces: bool,
-    /// Only those whose labels match
+    /// Label selector
     #[arg(long, short = 'l')]
     selector: Option<String>,
-    /// What is printed
+    /// Output format
     #[arg(long, short, default_value = "table")]
     output: Output,
 }
 
-/// What is printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
-    /// For people
+    /// Table
     Table,
-    /// For people with wide screens
+    /// Table with more columns
     Wide,
-    /// For programs
+    /// JSON
     Json,
-    /// For programs
+    /// YAML
     Yaml,
-    /// Only the names
+    /// Names only
     Name,
 }
 

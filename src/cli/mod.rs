@@ -46,16 +46,16 @@ pub struct Cli {
 
 const SHORTEST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Which cluster, as kubectl is told.
+/// The cluster, as for kubectl.
 #[derive(Debug, Args)]
 struct Cluster {
     /// Path of the kubeconfig file. Default: $KUBECONFIG, ~/.kube/config, or the pod's own service account
     #[arg(long, global = true, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig file
+    /// Context in the kubeconfig file
     #[arg(long, global = true, value_name = "NAME")]
     context: Option<String>,
-    /// Time limit of each request to the API server. A watch on which nothing arrives for three times as long is restarted
+    /// Time limit of each request to the API server. A watch that receives nothing for three times as long is restarted
     #[arg(long, global = true, env = "TOKENCACHE_REQUEST_TIMEOUT", default_value = "30s", value_name = "DURATION")]
     request_timeout: api::Duration,
 }
@@ -65,29 +65,29 @@ enum Command {
     /// Run the controller
     Controller(Box<controller::Flags>),
     #[command(after_help = fetch::EXIT_CODES)]
-    /// Print the cached value, or ask for a new one where it is missing or has expired, and wait for it
+    /// Print the cached value; if it is missing or expired, request a new one and wait for it
     Fetch(Box<fetch::Flags>),
     #[command(after_help = refresh::EXIT_CODES)]
-    /// Ask for a new value, and wait for it
+    /// Request a new value and wait for it
     Refresh(refresh::Flags),
     #[command(after_help = clear::EXIT_CODES)]
-    /// Delete the Secret: an Eager TokenCache is fetched anew at once, a Lazy one at the next request
+    /// Delete the Secret. An Eager TokenCache is fetched again immediately, a Lazy one on the next request
     Clear(clear::Flags),
     /// List TokenCaches
     #[command(visible_alias = "ls")]
     List(list::Flags),
     /// Show one TokenCache
     Status(status::Flags),
-    /// Keep values in files and serve them on this machine: for programs that know nothing of Kubernetes
+    /// Sidecar: write credentials to files and serve them on localhost
     Agent(Box<agent::Flags>),
     /// Print the CustomResourceDefinition
     Crd,
-    /// Print a script that completes commands and flags: source <(tokencache completion bash)
+    /// Print a shell completion script: source <(tokencache completion bash)
     Completion {
-        /// For which shell
+        /// Shell
         shell: clap_complete::Shell,
     },
-    /// Hand a job's result over; runs in the job's pod
+    /// Pass the result of a job to the controller; runs in the job's pod
     #[command(hide = true)]
     Collect(collect::Flags),
 }
@@ -176,7 +176,7 @@ impl Cluster {
     fn limits(&self) -> anyhow::Result<TimeLimits> {
         let limit = self.request_timeout.as_std();
         if limit < SHORTEST_REQUEST_TIMEOUT {
-            bail!("--request-timeout {}: write at least 1s", self.request_timeout);
+            bail!("--request-timeout {} is too short; use at least 1s", self.request_timeout);
         }
         Ok(TimeLimits::of_request(limit))
     }
@@ -212,10 +212,10 @@ fn start_log(format: LogFormat, traces: Option<&Traces>) -> anyhow::Result<()> {
     let wanted = std::env::var("TOKENCACHE_LOG").unwrap_or_default();
     let of_held = |directive: &&str| HELD.iter().any(|library| directive.trim().starts_with(library));
     let wanted = wanted.split(',').filter(|directive| !of_held(directive)).collect::<Vec<_>>().join(",");
-    let mut filter =
-        EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(&wanted).with_context(|| {
-            format!("TOKENCACHE_LOG={wanted:?} is not a filter: write it like debug, or tokencache=trace")
-        })?;
+    let mut filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .parse(&wanted)
+        .with_context(|| format!("TOKENCACHE_LOG={wanted:?} is not a log filter; examples: debug, tokencache=trace"))?;
     if filter.max_level_hint().is_none_or(|level| level > LevelFilter::INFO) {
         for library in HELD {
             filter = filter.add_directive(format!("{library}=info").parse()?);

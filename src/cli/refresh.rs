@@ -16,8 +16,8 @@ use crate::{
     time::{parse_rfc3339, rfc3339},
 };
 
-/// What scripts can rely on.
-pub(super) const EXIT_CODES: &str = "Exit codes:\n  0 another value is in the Secret; 1 the run failed, said with its reason; 2 wrong usage; 3 no such\n  TokenCache; 4 timeout";
+/// Exit codes that scripts can rely on.
+pub(super) const EXIT_CODES: &str = "Exit codes:\n  0 the Secret holds a new value; 1 the fetch failed (reason on stderr); 2 wrong usage; 3 no such\n  TokenCache; 4 timeout";
 
 #[derive(Debug, Args)]
 pub(super) struct Flags {
@@ -25,11 +25,11 @@ pub(super) struct Flags {
     name: String,
     #[command(flatten)]
     namespace: Namespace,
-    /// Only if the Secret still holds the value that was fetched then (`fetchedAt` of `fetch -o json`): many who saw
-    /// the same value fail them cause one run
+    /// Refresh only if the Secret still holds the value fetched at TIME (`fetchedAt` of `fetch -o json`); lets many
+    /// callers share one refresh
     #[arg(long, value_name = "TIME", value_parser = time)]
     if_fetched_at: Option<DateTime<Utc>>,
-    /// How long to wait at most
+    /// Maximum time to wait
     #[arg(long, value_name = "DURATION", default_value = "1m")]
     timeout: api::Duration,
 }

@@ -21,37 +21,37 @@ use crate::{
 #[derive(Debug, Args)]
 #[group(skip)]
 pub(super) struct Flags {
-    /// How long a Lease outlives the process that died while it held it; whole seconds, 1s to 1h
+    /// How long a Lease stays valid after its holder died; whole seconds, 1s to 1h
     #[arg(long, env = "TOKENCACHE_LEASE_DURATION", default_value = "15s")]
     lease_duration: api::Duration,
-    /// Addresses that may be connected to although they are loopback, link-local or a cloud's metadata; may be repeated
+    /// CIDRs that may be connected to even if they are loopback, link-local or cloud metadata addresses; repeatable
     #[arg(long, env = "TOKENCACHE_ALLOW_CIDR", value_delimiter = ',', value_name = "CIDR")]
     allow_cidr: Vec<IpNet>,
-    /// Addresses that may not be connected to; may be repeated
+    /// CIDRs that must not be connected to; repeatable
     #[arg(long, env = "TOKENCACHE_DENY_CIDR", value_delimiter = ',', value_name = "CIDR")]
     deny_cidr: Vec<IpNet>,
-    /// Whether only Secrets with the label tokencache.dev/source: "true" are read
+    /// Read only Secrets and ServiceAccounts with the label tokencache.dev/source: "true"
     #[arg(long, env = "TOKENCACHE_REQUIRE_SOURCE_LABEL", default_value_t = true, action = clap::ArgAction::Set)]
     pub(super) require_source_label: bool,
-    /// Longest lifetime that is asked for a token of a service account; at least 10m
+    /// Maximum lifetime of requested service account tokens; at least 10m
     #[arg(long, env = "TOKENCACHE_MAX_TOKEN_LIFETIME", default_value = "24h", value_name = "DURATION")]
     max_token_lifetime: api::Duration,
-    /// Types that target.type may have; may be repeated
+    /// Allowed values of spec.target.type; repeatable
     #[arg(long, env = "TOKENCACHE_TARGET_TYPES", value_delimiter = ',', value_name = "TYPE", default_values = TARGET_TYPES)]
     target_types: Vec<String>,
-    /// Whether the source job may be used: who may write TokenCaches can then run pods in their namespaces
+    /// Allow the source job. Anyone who can write TokenCaches can then run pods in their namespace
     #[arg(long, env = "TOKENCACHE_ALLOW_JOBS", default_value_t = true, action = clap::ArgAction::Set)]
     allow_jobs: bool,
-    /// Level of the Pod Security Standards that the pod templates of jobs must keep to
+    /// Pod Security Standards level that pod templates of jobs must meet
     #[arg(long, env = "TOKENCACHE_JOB_POD_SECURITY", default_value = "restricted", value_name = "LEVEL")]
     job_pod_security: PodSecurity,
-    /// Service account of jobs that name none. Default: that of their namespace, "default"
+    /// Service account of jobs that do not name one. Default: "default" of their namespace
     #[arg(long, env = "TOKENCACHE_JOB_SERVICE_ACCOUNT", value_name = "NAME")]
     job_service_account: Option<String>,
-    /// Image with this very program, for the pods of jobs
+    /// tokencache image for the result collector in Job pods
     #[arg(long, env = "TOKENCACHE_COLLECTOR_IMAGE", default_value = COLLECTOR_IMAGE, value_name = "IMAGE")]
     collector_image: String,
-    /// Name of who runs, in Leases and in status. Default: the host's name, which in a pod is the pod's
+    /// Name of this replica in Leases and in status. Default: the host name, which is the name of the pod
     #[arg(long, env = "TOKENCACHE_IDENTITY")]
     identity: Option<String>,
 }
@@ -78,7 +78,7 @@ impl Flags {
     pub(super) fn identity(&self) -> anyhow::Result<String> {
         let identity = match self.identity.as_ref().filter(|identity| !identity.is_empty()) {
             Some(identity) => identity.clone(),
-            None => hostname::get().context("the host has no name: set --identity")?.to_string_lossy().into_owned(),
+            None => hostname::get().context("the host has no name; set --identity")?.to_string_lossy().into_owned(),
         };
         ensure!(
             identity.len() <= MAX_NAME,

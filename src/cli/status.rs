@@ -22,26 +22,26 @@ use crate::client::{Cache, Call, Error};
 
 /// State, expiry, last failure and lock of one TokenCache; never its value.
 ///
-/// Exit codes: 0 it was printed, whatever its state; 1 it could not be read; 2 wrong usage; 3 no such TokenCache.
+/// Exit codes: 0 printed, whatever the state; 1 cannot be read; 2 wrong usage; 3 no such TokenCache.
 #[derive(Debug, Args)]
 pub(super) struct Flags {
     /// Name of the TokenCache
     name: String,
     #[command(flatten)]
     namespace: Namespace,
-    /// What is printed
+    /// Output format
     #[arg(long, short, default_value = "text")]
     output: Output,
 }
 
-/// What is printed.
+/// Output format.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Output {
-    /// For people
+    /// Text
     Text,
-    /// For programs
+    /// JSON
     Json,
-    /// For programs
+    /// YAML
     Yaml,
 }
 

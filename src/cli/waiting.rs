@@ -1,4 +1,4 @@
-//! A line that shows a person for how long yet is waited.
+//! A line on the terminal that shows how long the command still waits.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -30,7 +30,7 @@ pub(super) async fn shown<T>(what: &str, limit: Duration, wait: impl Future<Outp
             _ = second.tick() => {
                 let left = limit.saturating_sub(begun.elapsed());
                 let left = words(TimeDelta::from_std(left).unwrap_or(TimeDelta::MAX));
-                let _ = write!(std::io::stderr(), "\r\u{1b}[K{what}, for {left} yet");
+                let _ = write!(std::io::stderr(), "\r\u{1b}[K{what} ({left} left)");
             }
         }
     };

@@ -17,7 +17,9 @@ pub enum Error {
         name: String,
     },
     /// The cluster does not know the kind TokenCache.
-    #[error("the cluster has no TokenCaches: its administrator installs them by: tokencache crd | kubectl create -f -")]
+    #[error(
+        "the TokenCache CRD is not installed; a cluster administrator can install it with: tokencache crd | kubectl create -f -"
+    )]
     NotInstalled,
     /// The run that was asked for failed, or none will be made until someone edits something.
     #[error("{reason}: {message}")]
@@ -34,13 +36,13 @@ pub enum Error {
         name: String,
     },
     /// A run succeeded, but its value had expired, or was deleted, before it could be read.
-    #[error("a value of the TokenCache {name} was fetched, but it had expired or was deleted before it could be read")]
+    #[error("TokenCache {name}: a value was fetched, but it expired or was deleted before it could be read")]
     Expired {
         /// The TokenCache.
         name: String,
     },
     /// A value that was fetched just now has less left than was asked for.
-    #[error("a value of the TokenCache {name} lives for {left:?} from now, and {wanted:?} were asked for")]
+    #[error("TokenCache {name}: the newest value expires in {left:?}, but {wanted:?} were requested")]
     NearlyExpired {
         /// The TokenCache.
         name: String,
@@ -60,7 +62,9 @@ pub enum Error {
         what: &'static str,
     },
     /// The Kubernetes API server does not allow it.
-    #[error("not allowed to {verb} {resource} {name} in the namespace {namespace}: the caller needs the Role {role}")]
+    #[error(
+        "Forbidden: cannot {verb} {resource} {namespace}/{name}. Grant the caller the Role {role} (docs/consuming.md)"
+    )]
     Forbidden {
         /// What was tried.
         verb: &'static str,
@@ -88,7 +92,7 @@ pub enum Error {
         key: String,
     },
     /// The Secret belongs to something else than the TokenCache.
-    #[error("the Secret {namespace}/{name} does not belong to the TokenCache: it is left alone")]
+    #[error("Secret {namespace}/{name} is not owned by the TokenCache and is not modified")]
     NotOwned {
         /// Namespace of the Secret.
         namespace: String,
@@ -154,6 +158,6 @@ mod tests {
         assert!(matches!(refused("secrets", 404, "a"), Error::Api(_)));
         assert_eq!(refused("secrets", 500, "").to_string(), "the Kubernetes API failed: m (500)");
         let forbidden = refused("secrets", 403, "a").to_string();
-        assert_eq!(forbidden, "not allowed to get secrets a in the namespace n: the caller needs the Role fetch");
+        assert_eq!(forbidden, "Forbidden: cannot get secrets n/a. Grant the caller the Role fetch (docs/consuming.md)");
     }
 }

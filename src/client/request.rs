@@ -41,7 +41,7 @@ const ROUNDS: usize = 3;
 
 /// What the caller waits for, should time run out.
 const READING: &str = "the Kubernetes API server did not answer in time";
-const WAITING: &str = "no run has ended; is a controller running for this namespace? (fetch --direct does without)";
+const WAITING: &str = "no fetch has completed; is a controller watching this namespace? (or use fetch --direct)";
 
 impl Client {
     pub(super) async fn obtain(&self, name: &str, wish: Wish) -> Result<Arc<Value>, Error> {

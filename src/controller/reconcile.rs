@@ -113,7 +113,7 @@ pub(super) async fn reconcile(object: Arc<Kept>, context: Arc<Context>) -> Resul
     let key = key(&*object);
     // A panic would end the watch of all.
     let tended = AssertUnwindSafe(context.tend(&object, &key)).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(namespace = key.0, name = key.1, "a fault of this program kept the object from being tended");
+        tracing::error!(namespace = key.0, name = key.1, "reconcile panicked (bug)");
         Ok(Look::Done(Some(RECHECK)))
     });
     let wake = match tended {
@@ -142,7 +142,7 @@ impl Context {
                 let failures = i32::try_from(failures).unwrap_or(i32::MAX);
                 let wait = backoff(failures, Duration::from_secs(1), LONGEST_BACKOFF, rand::random(), None);
                 tracing::warn!(
-                    namespace = key.0, name = key.1, %error, again_in_ms = wait.as_millis(), "not tended"
+                    namespace = key.0, name = key.1, %error, again_in_ms = wait.as_millis(), "reconcile failed"
                 );
                 Some(wait)
             }

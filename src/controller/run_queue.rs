@@ -57,7 +57,7 @@ impl Context {
             let none = Progress::default();
             let run = context.reporting(&key, &moments, &none, Some(&*changed), run);
             let ran = AssertUnwindSafe(Box::pin(run)).catch_unwind().await.unwrap_or_else(|_| {
-                tracing::error!(namespace = key.0, name = key.1, "a run ended unexpectedly");
+                tracing::error!(namespace = key.0, name = key.1, "run panicked");
                 Ok(RunOutcome::Panicked)
             });
             context.recovery.learn(&ran, &context.runner.notes, Instant::now());
@@ -98,7 +98,7 @@ impl Context {
             }
             RunOutcome::NotNeeded => self.runner.notes.with_known(key, Note::ran_in_vain),
             RunOutcome::HeldBy { holder, .. } => {
-                tracing::debug!(namespace = key.0, name = key.1, holder, "somebody else runs it");
+                tracing::debug!(namespace = key.0, name = key.1, holder, "another replica holds the Lease");
                 if let Some((process, _)) = holder.as_deref().and_then(|holder| holder.rsplit_once('_'))
                     && let Some((replica, _)) = process.rsplit_once('_')
                 {

@@ -382,7 +382,7 @@ fn log_watch(what: &'static str, readiness: &Readiness) -> impl FnMut(&watcher::
     let readiness = readiness.clone();
     move |error| {
         let error = watch_message(error);
-        tracing::warn!(error, "the watch of {what} broke; it is taken up again");
+        tracing::warn!(error, "watch on {what} failed, retrying");
         readiness.send_if_modified(|waiting| match waiting {
             Some(waiting) => {
                 *waiting = format!("{what} cannot be watched: {error}");

@@ -24,7 +24,8 @@ pub(super) fn check_label(
         "kubectl label {} {name} -n {namespace} --overwrite {LABEL_SOURCE}=true",
         kind.to_string().to_ascii_lowercase()
     );
-    let message = format!("{kind} {namespace}/{name} is not open to TokenCaches: its owner opens it with {command}");
+    let message =
+        format!("{kind} {namespace}/{name} is missing the label {LABEL_SOURCE}=true. To allow its use: {command}");
     Err(Failure::new(Reason::SourceNotAllowed, message))
 }
 

@@ -299,7 +299,7 @@ impl Fetcher {
         let phase = Phase { progress: progress.clone(), namespace, ..Phase::default() };
         tokio::time::timeout(limit, Box::pin(self.attempt(cache, secret, phase.clone(), ends))).await.unwrap_or_else(
             |_| {
-                let message = format!("not done within {limit:?} (spec.fetch.timeout) while {}", phase.get());
+                let message = format!("Timed out after {limit:?} (spec.fetch.timeout) while {}", phase.get());
                 Err(Failure::new(Reason::Timeout, message))
             },
         )

@@ -25,7 +25,7 @@ impl fmt::Display for NotAllowed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A name with a hundred addresses must not flood the status.
         let shown = self.why.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
-        write!(f, "{} must not be connected to: {shown}", self.host)
+        write!(f, "Connections to {} are not allowed: {shown}", self.host)
     }
 }
 

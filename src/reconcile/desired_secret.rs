@@ -128,10 +128,9 @@ pub fn read(cache: &TokenCache, metadata: Option<&ObjectMeta>, verified: Option<
                 (true, true) => SecretState::Leftover,
                 // Its removal will not be noticed.
                 (true, false) => SecretState::Foreign(
-                    "belongs to a TokenCache of this name that was deleted, and waits for Kubernetes' garbage collector"
-                        .into(),
+                    "is still owned by a deleted TokenCache of the same name (waiting for garbage collection)".into(),
                 ),
-                (false, _) => SecretState::Foreign(format!("belongs to the {} {}", owner.kind, owner.name)),
+                (false, _) => SecretState::Foreign(format!("is owned by {} {}", owner.kind, owner.name)),
             };
         }
         Some(_) => {}

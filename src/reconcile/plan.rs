@@ -87,8 +87,8 @@ impl fmt::Display for Why {
             Self::Drifted(how) => return write!(f, "the Secret was changed by another client: {how}"),
             Self::Expired => "the value expired",
             Self::Due => "the value expires soon",
-            Self::Unblocked => "what stood in the way has changed",
-            Self::Recheck => "whether it is still refused is checked",
+            Self::Unblocked => "the cause of the failure has changed",
+            Self::Recheck => "checking whether it is still rejected",
         })
     }
 }
@@ -180,8 +180,7 @@ impl Observed<'_> {
             return Some((
                 Reason::SecretNotOwned,
                 format!(
-                    "the Secret {namespace}/{name} {whose}: it is left alone; delete it, or set spec.target.name to \
-                     another name"
+                    "Secret {namespace}/{name} {whose} and is not modified. Delete it or choose another spec.target.name"
                 ),
             ));
         }

@@ -303,7 +303,7 @@ impl<'a> LockedRun<'a> {
                     tracing::info!(
                         namespace = self.key.0,
                         name = self.key.1,
-                        "the Secret was changed during the run: starting over"
+                        "the Secret was changed during the fetch, starting over"
                     );
                     continue;
                 }
@@ -429,7 +429,11 @@ enum Step {
 }
 
 fn contended(key: &ObjectKey, cache: &TokenCache) -> Failure {
-    let message = format!("the Secret {}/{} keeps being changed by another client", key.0, cache.secret_name());
+    let message = format!(
+        "Secret {}/{} is being modified by another client; gave up after {ROUNDS} attempts",
+        key.0,
+        cache.secret_name()
+    );
     Failure::new(Reason::WriteFailed, message)
 }
 

@@ -80,7 +80,7 @@ pub fn at_rest(observed: &Observed<'_>, now: DateTime<Utc>) -> TokenCacheStatus 
     }
     let mut status = derive(observed, status, now);
     if let Some(ready) = status.conditions.iter_mut().find(|condition| condition.type_ == READY) {
-        let with_note = |why: &Why| format!("{}; {}", ready.message, held_back_note(why));
+        let with_note = |why: &Why| format!("{} {}", ready.message, held_back_note(why));
         // The note of another replica stays, or the two would overwrite each other without end.
         let before = observed.cache.status.as_ref().and_then(ready_condition).map(|ready| ready.message.as_str());
         let kept =
@@ -92,16 +92,16 @@ pub fn at_rest(observed: &Observed<'_>, now: DateTime<Utc>) -> TokenCacheStatus 
     status
 }
 
-/// Why a fetch waits that is called for again and again.
+/// Why a fetch waits that would be repeated too often.
 fn held_back_note(why: &Why) -> String {
     let what = match why {
-        Why::Requested => return "new values are requested very often, so the next fetch waits up to 1 minute".into(),
-        Why::Cleared | Why::First => "the Secret was deleted",
-        Why::SpecChanged => "another controller, maybe of another version, wrote the Secret",
-        Why::Drifted(how) => &format!("another client changed the Secret ({how})"),
-        Why::Unblocked | Why::Recheck | Why::Expired | Why::Due => "an object that the spec refers to was changed",
+        Why::Requested => return "New values are requested very often, so the next fetch waits up to 1 minute.".into(),
+        Why::Cleared | Why::First => "The Secret was deleted",
+        Why::SpecChanged => "Another controller, possibly of another version, wrote the Secret",
+        Why::Drifted(how) => &format!("Another client changed the Secret ({how})"),
+        Why::Unblocked | Why::Recheck | Why::Expired | Why::Due => "An object that the spec refers to was changed",
     };
-    format!("{what} several times within an hour, so the next fetch waits up to 5 minutes")
+    format!("{what} several times within an hour, so the next fetch waits up to 5 minutes.")
 }
 
 /// The status at the moment of expiry, while a run is going on: the generation is not dealt with yet.
@@ -129,8 +129,8 @@ pub fn while_waiting(observed: &Observed<'_>, for_what: &str, now: DateTime<Utc>
 
 fn waiting_note(for_what: &str) -> String {
     format!(
-        "waiting for Kubernetes' garbage collector to remove {for_what} of a deleted TokenCache of the same name; a value \
-         is fetched as soon as that is done"
+        "Waiting for Kubernetes' garbage collector to remove {for_what} of a deleted TokenCache of the same name. A value is \
+         fetched when it is removed."
     )
 }
 
@@ -163,7 +163,7 @@ pub fn during_run(observed: &Observed<'_>, waits_for: Option<&str>, now: DateTim
     if let Some(ready) = status.conditions.iter_mut().find(|condition| condition.type_ == READY) {
         match (waits_for, before) {
             (Some(""), _) | (None, None) => {}
-            (Some(what), _) => ready.message = format!("{}: {what}", ready.message),
+            (Some(what), _) => ready.message = sentence(&format!("{}: {what}", ready.message.trim_end_matches('.'))),
             (None, Some(before)) => ready.message.clone_from(&before.message),
         }
     }
@@ -219,45 +219,46 @@ fn ready(
     let failure = status.last_failure.as_ref().filter(|_| status.failures > 0);
     let failed = failure.map(|failure| {
         let again = status.next_retry_at.and_then(|at| observed.next_attempt(at, now));
-        let again = again.map(|at| format!("; next attempt at {}", rfc3339(at))).unwrap_or_default();
-        format!("{}: {}{again}", failure.reason, failure.message)
+        let again = again.map(|at| format!(" Next attempt at {}.", rfc3339(at))).unwrap_or_default();
+        format!("failed ({}): {}{again}", failure.reason, sentence(&failure.message))
     });
+    // After a sentence about the value.
+    let last_failed = || failed.as_ref().map(|failed| format!(" Last fetch {failed}")).unwrap_or_default();
     if let Some(lifetime) = valid {
         let until = match lifetime.expires_at.moment() {
-            Some(moment) => format!("the value is valid until {}", rfc3339(moment)),
-            None => "the value does not expire".to_owned(),
+            Some(moment) => format!("Value is valid until {}.", rfc3339(moment)),
+            None => "Value does not expire.".to_owned(),
         };
         return if spec.suspend {
-            (true, Reason::Suspended, format!("{until}; nothing is fetched while spec.suspend is true"))
+            (true, Reason::Suspended, format!("{until} {SUSPENDED}"))
         } else if let Some((reason, message)) = refusal {
-            (true, Reason::RefreshFailing, format!("{until}; it is not refreshed: {reason}: {message}"))
-        } else if let Some(failed) = failed {
-            (true, Reason::RefreshFailing, format!("{until}; the newest attempt failed: {failed}"))
+            (true, Reason::RefreshFailing, format!("{until} Refresh is blocked ({reason}): {}", sentence(message)))
+        } else if failed.is_some() {
+            (true, Reason::RefreshFailing, format!("{until}{}", last_failed()))
         } else {
             let notes = [renew_before_note(observed), short_note(observed), mutated_note(observed)].concat();
             (true, Reason::Fetched, format!("{until}{notes}"))
         };
     }
     if spec.suspend {
-        return (false, Reason::Suspended, "nothing is fetched while spec.suspend is true".into());
+        return (false, Reason::Suspended, SUSPENDED.into());
     }
     if let Some((reason, message)) = refusal {
         return (false, *reason, message.clone());
     }
     if let Some(expired) = status.expires_at.and_then(|expiry| expiry.moment()).filter(|moment| *moment <= now) {
-        let failed = failed.map(|failed| format!("; the newest attempt failed: {failed}")).unwrap_or_default();
-        let short = short_note(observed);
-        return (false, Reason::Expired, format!("the value expired at {}{failed}{short}", rfc3339(expired)));
+        let (failed, short) = (last_failed(), short_note(observed));
+        return (false, Reason::Expired, format!("Value expired at {}.{failed}{short}", rfc3339(expired)));
     }
     if let Some(how) = observed.stored().and_then(Stored::damage) {
-        let failed = failed.map(|failed| format!("; the newest attempt failed: {failed}")).unwrap_or_default();
-        return (false, Reason::Drifted, format!("another client changed the Secret: {how}{failed}"));
+        return (false, Reason::Drifted, format!("Another client changed the Secret: {how}.{}", last_failed()));
     }
     if let Some(failed) = failed {
-        return (false, Reason::FetchFailed, failed);
+        return (false, Reason::FetchFailed, format!("Fetch {failed}"));
     }
     if spec.refresh.policy == RefreshPolicy::Lazy && observed.secret == SecretState::Absent {
-        return (false, Reason::Cleared, "no value: it is fetched when a consumer asks for it".into());
+        let message = "No value. The refresh policy is Lazy: a value is fetched on request.";
+        return (false, Reason::Cleared, message.into());
     }
     if observed.secret == SecretState::Leftover {
         let namespace = observed.cache.metadata.namespace.as_deref().unwrap_or_default();
@@ -265,7 +266,16 @@ fn ready(
         return (false, Reason::Pending, waiting_note(&secret));
     }
     let which = if status.runs == 0 { "the first" } else { "a new" };
-    (false, Reason::Pending, format!("{which} value is being fetched"))
+    (false, Reason::Pending, format!("Fetching {which} value."))
+}
+
+const SUSPENDED: &str = "Nothing is fetched while spec.suspend is true.";
+
+/// Ends a message with a full stop, if it does not end a sentence already.
+fn sentence(message: &str) -> String {
+    let message = message.trim_end();
+    let end = if message.ends_with(['.', '!', '?', '…']) { "" } else { "." };
+    format!("{message}{end}")
 }
 
 /// A sentence for those whose `renewBefore` cannot be kept.
@@ -278,8 +288,8 @@ fn renew_before_note(observed: &Observed<'_>) -> String {
         return String::new();
     }
     format!(
-        "; its lifetime of {} s leaves no time for spec.refresh.renewBefore ({before}), so it is refreshed when {} % of \
-         that is left",
+        " The token lifetime ({}s) leaves no time for spec.refresh.renewBefore ({before}); refreshing when {}% is left \
+         instead.",
         length.num_seconds(),
         observed.cache.spec.refresh.percentage(),
     )
@@ -291,7 +301,7 @@ fn short_note(observed: &Observed<'_>) -> String {
     let shortest = observed.min_interval;
     length.filter(|length| *length < shortest).map_or_else(String::new, |length| {
         format!(
-            "; its lifetime of {} s is shorter than the {} s between two fetches (--min-fetch-interval)",
+            " The token lifetime ({}s) is shorter than the minimum time between two fetches ({}s, --min-fetch-interval).",
             length.num_seconds(),
             shortest.num_seconds(),
         )
@@ -302,7 +312,7 @@ fn short_note(observed: &Observed<'_>) -> String {
 fn mutated_note(observed: &Observed<'_>) -> String {
     let mutated = observed.stored().and_then(|stored| stored.mutated.as_ref());
     mutated
-        .map(|key| format!("; {key} is not as the spec says, since an admission webhook or policy changes it"))
+        .map(|key| format!(" An admission webhook or policy changes {key} to another value than the spec has."))
         .unwrap_or_default()
 }
 

@@ -68,7 +68,7 @@ fn what_the_container_did_wrong_is_told_apart() {
         ("silent", script("exit 4"), "JobFailed", "exit code 4 and no output"),
         ("missing", script("true"), "InvalidResponse", "is missing"),
         ("removed", script("rm $TOKENCACHE_RESULT"), "InvalidResponse", "is missing"),
-        ("malformed", script("echo '{\"token\": x}' > $TOKENCACHE_RESULT"), "InvalidResponse", "is not JSON"),
+        ("malformed", script("echo '{\"token\": x}' > $TOKENCACHE_RESULT"), "InvalidResponse", "is not valid JSON"),
         ("members", script("echo '{\"access_token\": \"x\"}' > $TOKENCACHE_RESULT"), "InvalidResponse", "neither"),
         ("expiry", script("echo '{\"token\": \"x\"}' > $TOKENCACHE_RESULT"), "NoExpiry", "spec.expiry.ttl"),
         (

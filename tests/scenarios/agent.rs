@@ -178,7 +178,7 @@ fn a_command_runs_for_each_changed_value_but_not_for_the_first() {
         let agent = stage.start(&arguments);
         holds(&stage.path("dir/a/token"), &token).await;
         lines(3).await;
-        agent.says("who uses the value is told of it").await;
+        agent.says("consumer notified").await;
         agent.terminate().await;
         let agent = stage.start(&arguments);
         agent.says("the value is in its files").await;

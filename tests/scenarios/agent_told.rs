@@ -28,12 +28,12 @@ fn a_value_whose_agent_ended_before_it_could_tell_of_it_is_told_by_the_next() {
         let agent = stage.start(&arguments);
         let lines = || async { fs::read_to_string(&told).ok().filter(|text| !text.is_empty()) };
         assert_eq!(within("it is told", poll(lines)).await, "a\n");
-        agent.says("who uses the value is told of it").await;
+        agent.says("consumer notified").await;
         agent.kill().await;
         let agent = stage.start(&arguments);
         agent.says("the value is in its files").await;
         let _ = stage.refreshed("a", "2").await;
-        agent.says("who uses the value is told of it").await;
+        agent.says("consumer notified").await;
         assert_eq!(fs::read_to_string(&told).expect("it was told"), "a\na\n", "once of each");
     });
 }

@@ -145,7 +145,7 @@ fn the_exit_code_says_what_became_of_it() {
         scene.cache(&here_only, lazy()).await;
         let ended = run(&elsewhere, &["fetch", &here_only]).await;
         assert_eq!(ended.code, 3);
-        let hint = format!("there is one in the namespace {}: choose it by -n", scene.ns.name);
+        let hint = format!("found in namespace {}; select it with -n", scene.ns.name);
         assert!(ended.stderr.contains(&hint), "{}", ended.stderr);
     });
 }
@@ -191,7 +191,7 @@ fn refresh_and_clear_do_what_they_say() {
         assert_eq!(ended.stdout, format!("{}/a cleared\n", scene.ns.name));
         scene.ns.await_ready("a", false, "Cleared").await;
         let ended = run(&scene.ns, &["clear", "--all"]).await;
-        assert_eq!(ended.stdout, format!("{}/a was clear\n", scene.ns.name));
+        assert_eq!(ended.stdout, format!("{}/a had no value\n", scene.ns.name));
     });
 }
 

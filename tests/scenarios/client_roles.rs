@@ -92,7 +92,7 @@ impl Stage {
                 assert_eq!(ended.code, 0, "{role}: {arguments:?}: {ended:?}");
             } else {
                 assert_eq!(ended.code, 1, "{role} without {missing}: {arguments:?}: {ended:?}");
-                assert!(ended.stderr.contains("the caller needs the Role "), "{missing}: {ended:?}");
+                assert!(ended.stderr.contains("Grant the caller the Role "), "{missing}: {ended:?}");
             }
         }
     }

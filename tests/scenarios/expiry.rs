@@ -98,7 +98,7 @@ fn ready_turns_false_during_the_fetch_for_a_secret_that_was_deleted() {
         scene.ns.delete::<Secret>("a").await;
         let cache = scene.ns.await_ready("a", false, "Pending").await;
         assert_eq!(cache.seen().runs, 1, "the fetch has not ended");
-        assert!(cache.message().contains("a new value is being fetched"), "{}", cache.message());
+        assert!(cache.message().contains("Fetching a new value"), "{}", cache.message());
     });
 }
 

@@ -47,7 +47,7 @@ mod tests {
             "status": {
                 "conditions": [{
                     "lastTransitionTime": "2027-01-02T03:04:05Z", "observedGeneration": 3, "reason": "Fetched",
-                    "message": "the value is valid until 2027-01-02T04:05:06Z", "status": "True", "type": "Ready",
+                    "message": "Value is valid until 2027-01-02T04:05:06Z.", "status": "True", "type": "Ready",
                 }],
                 "expiresAt": "2027-01-02T04:05:06Z", "failures": 0, "fetchedAt": "2027-01-02T03:04:05Z",
                 "lastRunBy": "other-0", "observedGeneration": 3, "refreshAt": "2027-01-02T03:54:00Z", "runs": 4,

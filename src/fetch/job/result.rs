@@ -50,16 +50,16 @@ pub(crate) fn read(result: &[u8]) -> Result<JobResult, Failure> {
     // PowerShell and others write a byte order mark.
     let result = json::without_bom(result);
     if result.trim_ascii().is_empty() {
-        return Err(wrong("is missing: the container ended well, but wrote nothing to that file".into()));
+        return Err(wrong("is missing or empty: the container succeeded but wrote nothing to that file".into()));
     }
     let object = |bytes| serde_json::from_slice::<&RawValue>(bytes).is_ok_and(|raw| raw.get().starts_with('{'));
     let raw: Raw<'_> = serde_json::from_slice(result).map_err(|error| {
         let place = format!("line {}, column {}", error.line(), error.column());
         match error.classify() {
             _ if std::str::from_utf8(result).is_err() => wrong("is not text in UTF-8".into()),
-            serde_json::error::Category::Data if object(result) => wrong(format!("names a member twice, at {place}")),
+            serde_json::error::Category::Data if object(result) => wrong(format!("has a duplicate key at {place}")),
             serde_json::error::Category::Data => wrong("is JSON, but not an object".into()),
-            _ => wrong(format!("is not JSON: it breaks off or goes wrong at {place}")),
+            _ => wrong(format!("is not valid JSON ({place})")),
         }
     })?;
     let token = match raw.token {
@@ -134,13 +134,13 @@ mod tests {
         for (result, expected) in [
             ("", "is missing"),
             (" \n", "is missing"),
-            ("hunter2", "is not JSON: it breaks off or goes wrong at line 1, column 1"),
-            (r#"{"token": "hunter2""#, "is not JSON: it breaks off or goes wrong at line 1"),
+            ("hunter2", "is not valid JSON (line 1, column 1)"),
+            (r#"{"token": "hunter2""#, "is not valid JSON (line 1"),
             ("{\"token\":\n hunter2}", "line 2, column 2"),
             (r#"{"token": "hunter2"} hunter2"#, "is not JSON"),
             (r#""hunter2""#, "not an object"),
             (r#"["hunter2"]"#, "not an object"),
-            (r#"{"token": "hunter2", "token": "hunter2"}"#, "names a member twice"),
+            (r#"{"token": "hunter2", "token": "hunter2"}"#, "has a duplicate key"),
             (r#"{"access_token": "hunter2"}"#, r#"neither "token" nor "values""#),
             (r#"{"token": null, "values": null}"#, r#"neither "token" nor "values""#),
             (r#"{"values": {}}"#, r#"neither "token" nor "values""#),

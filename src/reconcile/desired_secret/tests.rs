@@ -113,14 +113,14 @@ fn whose_a_foreign_secret_is_is_told() {
     assert_eq!(read(&ours, Some(&left), None), SecretState::Leftover);
     left.labels = None;
     assert!(
-        matches!(read(&ours, Some(&left), None), SecretState::Foreign(whose) if whose.contains("garbage collector"))
+        matches!(read(&ours, Some(&left), None), SecretState::Foreign(whose) if whose.contains("garbage collection"))
     );
     let other = |owner: &mut OwnerReference| (owner.uid, owner.name) = ("other".into(), "b".into());
-    assert_eq!(whose(other), "belongs to the TokenCache b");
+    assert_eq!(whose(other), "is owned by TokenCache b");
     let of_another_group = |owner: &mut OwnerReference| {
         (owner.uid, owner.api_version) = ("former".into(), "example.com/v1".into());
     };
-    assert_eq!(whose(of_another_group), "belongs to the TokenCache a");
+    assert_eq!(whose(of_another_group), "is owned by TokenCache a");
     assert_eq!(whose(|owner| owner.controller = None), "has no controlling owner");
 }
 

@@ -42,7 +42,7 @@ fn ready_says_what_the_secret_holds_and_why() {
             due,
             "True",
             "RefreshFailing",
-            "Rejected: HTTP 401; next attempt at 2026-03-01T12:00:30Z",
+            "Last fetch failed (Rejected): HTTP 401. Next attempt at 2026-03-01T12:00:30Z.",
         ),
         // It was asked for, and is not repeated before the value is due.
         (
@@ -51,16 +51,23 @@ fn ready_says_what_the_secret_holds_and_why() {
             valid,
             "True",
             "RefreshFailing",
-            "Rejected: HTTP 401; next attempt at 2026-03-01T12:01:20Z",
+            "failed (Rejected): HTTP 401. Next attempt at 2026-03-01T12:01:20Z.",
         ),
         (json!({"suspend": true}), json!(null), valid, "True", "Suspended", "spec.suspend"),
         (json!({}), json!(null), expired, "False", "Expired", "expired at 2026-03-01T12:00:00Z"),
-        (json!({}), FAILED(), expired, "False", "Expired", "Rejected: HTTP 401"),
-        (json!({}), json!(null), absent, "False", "Pending", "the first value is being fetched"),
-        (json!({}), json!({"runs": 1}), absent, "False", "Pending", "a new value is being fetched"),
-        (json!({}), FAILED(), absent, "False", "FetchFailed", "Rejected: HTTP 401"),
+        (json!({}), FAILED(), expired, "False", "Expired", "failed (Rejected): HTTP 401."),
+        (json!({}), json!(null), absent, "False", "Pending", "Fetching the first value."),
+        (json!({}), json!({"runs": 1}), absent, "False", "Pending", "Fetching a new value."),
+        (json!({}), FAILED(), absent, "False", "FetchFailed", "failed (Rejected): HTTP 401."),
         (json!({"suspend": true}), FAILED(), absent, "False", "Suspended", "spec.suspend"),
-        (json!({"refresh": {"policy": "Lazy"}}), json!(null), absent, "False", "Cleared", "when a consumer asks"),
+        (
+            json!({"refresh": {"policy": "Lazy"}}),
+            json!(null),
+            absent,
+            "False",
+            "Cleared",
+            "a value is fetched on request",
+        ),
         (
             json!({"refresh": {"renewBefore": "1h"}}),
             json!(null),
@@ -243,23 +250,21 @@ fn that_a_value_expired_stays_known_after_its_secret_was_removed_for_it() {
 fn what_a_run_waits_for_is_part_of_pending_and_other_replicas_leave_it_there() {
     let cache = cache(json!({}), json!(null));
     let message = |status: &TokenCacheStatus| ready_of(status).2.to_owned();
-    let plain = "the first value is being fetched";
+    let plain = "Fetching the first value.";
     let told = during_run(&observed(&cache, None), Some("no node takes the pod"), start());
-    assert_eq!(message(&told), format!("{plain}: no node takes the pod"));
+    assert_eq!(message(&told), "Fetching the first value: no node takes the pod.");
     let known = TokenCache { status: Some(told), ..cache.clone() };
     for (waits_for, expected) in [
-        (None, format!("{plain}: no node takes the pod")),
-        (Some("another reason"), format!("{plain}: another reason")),
-        (Some(""), plain.to_owned()),
+        (None, "Fetching the first value: no node takes the pod."),
+        (Some("another reason"), "Fetching the first value: another reason."),
+        (Some(""), plain),
     ] {
         assert_eq!(message(&during_run(&observed(&known, None), waits_for, start())), expected);
     }
     assert_eq!(message(&during_run(&observed(&cache, None), None, start())), plain);
     // With a value it is of no interest.
     let valid = observed(&known, Some(stored(&known, lifetime(0.0, 100.0))));
-    assert!(
-        message(&during_run(&valid, Some("no node takes the pod"), start())).starts_with("the value is valid until")
-    );
+    assert!(message(&during_run(&valid, Some("no node takes the pod"), start())).starts_with("Value is valid until"));
 }
 
 #[test]
@@ -303,7 +308,7 @@ fn replicas_that_do_not_hold_a_fetch_back_leave_the_note_of_the_one_that_does() 
         integrity: Integrity::Relabelled("a".into()),
         ..stored(cache, lifetime(0.0, 100.0))
     };
-    for (unblocked, intact, held) in [(false, false, "another client changed"), (true, true, "an object that the spec")]
+    for (unblocked, intact, held) in [(false, false, "Another client changed"), (true, true, "An object that the spec")]
     {
         let mut cache = cache(json!({}), FAILED());
         let secret = |cache: &TokenCache| if intact { stored(cache, lifetime(0.0, 100.0)) } else { relabelled(cache) };
