@@ -89,7 +89,7 @@ SEEN
     printf '  %swrong: %s%s\n' "$RED" "${wrong[0]}" "$PLAIN" "${wrong[@]:1}"
     die "not all was as it should be: ${wrong[0]}"
   fi
-  printf '%sAll of it was seen.%s\n' "$GREEN" "$PLAIN"
+  printf '%sAll checks passed.%s\n' "$GREEN" "$PLAIN"
 }
 
 # count NAME: a number of the server's statistics.

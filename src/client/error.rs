@@ -42,7 +42,7 @@ pub enum Error {
         name: String,
     },
     /// A value that was fetched just now has less left than was asked for.
-    #[error("TokenCache {name}: the newest value expires in {left:?}, but {wanted:?} were requested")]
+    #[error("TokenCache {name}: the newest value expires in {}s, but {}s were requested", left.as_secs(), wanted.as_secs())]
     NearlyExpired {
         /// The TokenCache.
         name: String,

@@ -203,10 +203,10 @@ async fn wait_for_crd(client: &Client, settings: &Settings, readiness: &Readines
 fn waiting_for(error: &ApiError) -> String {
     match error.code() {
         Some(404) => {
-            "the cluster has no TokenCache definition; install it with: tokencache crd | kubectl create -f -".into()
+            "the TokenCache CRD is not installed; install it with: tokencache crd | kubectl create -f -".into()
         }
         Some(401) => format!("the API server does not accept this controller's credentials: {error}"),
-        Some(403) => format!("this controller may not list TokenCaches; its role lacks that permission: {error}"),
+        Some(403) => format!("this controller cannot list TokenCaches; its role lacks that permission: {error}"),
         _ => format!("the API server cannot be reached: {error}"),
     }
 }

@@ -19,7 +19,7 @@ fn a_value_whose_agent_ended_before_it_could_tell_of_it_is_told_by_the_next() {
         let agent = stage.start(&arguments);
         holds(&stage.path("single"), &stage.scene.secret("a").await.token()).await;
         let token = stage.refreshed("a", "1").await;
-        agent.says("could not be told").await;
+        agent.says("notifying the consumer failed").await;
         holds(&stage.path("single"), &token).await;
         agent.kill().await;
         assert!(!told.exists());

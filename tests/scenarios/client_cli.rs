@@ -133,7 +133,7 @@ fn the_exit_code_says_what_became_of_it() {
             (vec!["clear", "nobody"], 3, "there is no TokenCache nobody"),
             (vec!["status", "nobody"], 3, "there is no TokenCache nobody"),
             (vec!["fetch", "slow", "--timeout", "1s"], 4, "within 1s"),
-            (vec!["fetch", "good", "--min-remaining", "2h"], 1, "lives for"),
+            (vec!["fetch", "good", "--min-remaining", "2h"], 1, "the newest value expires in"),
         ] {
             let ended = run(&scene.ns, &arguments).await;
             assert_eq!(ended.code, code, "{arguments:?}: {ended:?}");
@@ -245,7 +245,7 @@ fn a_terminal_has_colours_and_countdowns() {
         let plain = shell(&scene.ns, &format!("export NO_COLOR=1; {}", on_terminal("tokencache list"))).await.stdout;
         assert!(!plain.contains('\u{1b}') && plain.contains("in 59m"), "{plain:?}");
         let waited = shell(&scene.ns, &on_terminal("tokencache fetch slow --timeout 3s")).await.stdout;
-        assert!(waited.contains("waiting for a value of slow, for 2s yet"), "{waited:?}");
+        assert!(waited.contains("waiting for a value of slow (2s left)"), "{waited:?}");
         let value = shell(&scene.ns, &on_terminal("tokencache fetch good")).await.stdout;
         assert!(value.ends_with('\n'), "a person gets a line");
     });
@@ -308,7 +308,7 @@ fn a_request_of_the_command_is_one_that_the_status_shows_until_it_is_answered() 
         scene.controller.stop();
         let ended = run(&scene.ns, &["fetch", "a", "--timeout", "5s"]).await;
         assert_eq!(ended.code, 4, "{ended:?}");
-        assert!(ended.stderr.contains("is a controller running"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("is a controller watching"), "{}", ended.stderr);
         let cache: TokenCache = scene.ns.get("a").await;
         assert!(cache.seen().refresh_requested.is_some());
         let status = run(&scene.ns, &["status", "a"]).await.stdout;

@@ -137,7 +137,7 @@ mod tests {
             ("hunter2", "is not valid JSON (line 1, column 1)"),
             (r#"{"token": "hunter2""#, "is not valid JSON (line 1"),
             ("{\"token\":\n hunter2}", "line 2, column 2"),
-            (r#"{"token": "hunter2"} hunter2"#, "is not JSON"),
+            (r#"{"token": "hunter2"} hunter2"#, "is not valid JSON"),
             (r#""hunter2""#, "not an object"),
             (r#"["hunter2"]"#, "not an object"),
             (r#"{"token": "hunter2", "token": "hunter2"}"#, "has a duplicate key"),

@@ -333,7 +333,7 @@ fn replicas_that_do_not_hold_a_fetch_back_leave_the_note_of_the_one_that_does() 
     let mut cache = cache(json!({}), json!({"runs": 1}));
     let seen = observed(&cache, Some(relabelled(&cache)));
     cache.status = Some(at_rest(&Observed { brake: Some(&brake), ..seen }, at(1.0)));
-    assert!(ready_of(cache.status.as_ref().unwrap()).2.contains("another client changed"));
+    assert!(ready_of(cache.status.as_ref().unwrap()).2.contains("Another client changed"));
     let repaired = at_rest(&observed(&cache, Some(stored(&cache, lifetime(0.0, 100.0)))), at(1.0));
-    assert!(!ready_of(&repaired).2.contains("another client changed"), "{repaired:?}");
+    assert!(!ready_of(&repaired).2.contains("Another client changed"), "{repaired:?}");
 }
