@@ -1,4 +1,4 @@
-# The habits of this repository. What they need is installed or built by the scripts, where it is missing.
+# The common tasks of this repository. The scripts install or build missing dependencies.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fuzz chaos soak bench lint crd manifests docs cluster-up cluster-down
@@ -10,36 +10,36 @@ CHAOS = $(if $(SECONDS),TOKENCACHE_CHAOS_SECONDS=$(SECONDS)) $(if $(SEED),TOKENC
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: ## Show tokencache at work on a Kubernetes node on this machine (root; KEEP=1 leaves it running)
+demo: ## Demo on a local Kubernetes node (root; KEEP=1 leaves it running)
 	hack/demo.sh $(if $(KEEP),--keep)
 
 test: ## Run all tests: unit and property tests, and the scenarios on a real API server
 	hack/test.sh
 
-fuzz: ## Give random input to whatever reads what strangers write (SECONDS=60 each)
+fuzz: ## Test all parsers of external input with random input (SECONDS=60 each)
 	TOKENCACHE_FUZZ=$(or $(SECONDS),60) $(CARGO) test --locked --lib fuzz_tests
 
-chaos: ## Let everything go wrong around three controllers for 10 minutes, and count what comes of it (SECONDS=600, SEED)
+chaos: ## Chaos test: three controllers under injected faults (SECONDS=600, SEED)
 	$(CHAOS) hack/chaos.sh
 
 soak: ## Measure whether a controller under load grows, for an hour (SECONDS=3600)
 	$(CHAOS) hack/chaos.sh --soak
 
-bench: ## Measure what the controller costs beside bare calls (ROWS="new refresh"; hack/bench.sh --help tells more)
+bench: ## Measure the controller against a baseline of plain API calls (ROWS="new refresh"; see hack/bench.sh --help)
 	hack/bench.sh
 
 lint: ## Check format, clippy, rustdoc and the shell scripts
 	hack/lint.sh
 
-crd: ## Generate crds/tokencache.yaml anew, and its copy in the chart
+crd: ## Generate crds/tokencache.yaml and its copy in the chart
 	$(CARGO) run --locked --quiet -- crd > crds/tokencache.yaml.new
 	mv crds/tokencache.yaml.new crds/tokencache.yaml
 	cp crds/tokencache.yaml charts/tokencache/files/crd.yaml
 
-manifests: ## Generate config/ anew from the chart
+manifests: ## Generate config/ from the chart
 	hack/manifests.sh
 
-docs: ## Generate docs/api.md anew from the types
+docs: ## Generate docs/api.md from the types
 	$(CARGO) run --locked --quiet --example api-reference > docs/api.md.new
 	mv docs/api.md.new docs/api.md
 

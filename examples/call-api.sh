@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Calls an API with a token from tokencache, and once more with another token if its own is refused.
+# Calls an API with a token from tokencache, and again with another token if the first one is rejected.
 #
 #   examples/call-api.sh orders-api https://orders.example.com/v1/orders
 #
@@ -27,7 +27,7 @@ take_token() {
 body=$(mktemp)
 trap 'rm -f "$body"' EXIT
 
-# When the token that is used was fetched, known before the token itself: a later one is not asked for in vain.
+# When the token that is used was fetched, known before the token itself: a later one is not requested unnecessarily.
 fetched_at=$(tokencache fetch "$name" "${where[@]}" -o json | sed -n 's/.*"fetchedAt":"\([^"]*\)".*/\1/p')
 take_token
 status=$(call)

@@ -40,11 +40,11 @@ main() {
   local folder=${1:-$HACK/../config}
   ARGUMENTS=("${@:2}")
   ensure_tools
-  render '# The rights of the controller, and no more. They hold in all namespaces.' serviceaccount rbac >"$folder/rbac.yaml"
+  render '# The permissions of the controller, in all namespaces.' serviceaccount rbac >"$folder/rbac.yaml"
   render '# The controller.' deployment service poddisruptionbudget networkpolicy >"$folder/controller.yaml"
-  render '# What the API server enforces besides permissions. Kubernetes 1.30 and newer.' \
+  render '# ValidatingAdmissionPolicies, for Kubernetes 1.30 and later.' \
     policy-status policy-controller policy-guards >"$folder/policies.yaml"
-  render '# Authors of TokenCaches need the permissions that these use. Kubernetes 1.30 and newer.' \
+  render '# Authors of TokenCaches need the permissions that their TokenCaches use. For Kubernetes 1.30 and later.' \
     policy-authors >"$folder/policy-authors.yaml"
 }
 
