@@ -78,7 +78,7 @@ fn kind(field: &Value) -> String {
     }
 }
 
-/// What it says of itself, its default, and its limits.
+/// Its description, default and bounds.
 fn meaning(field: &Value) -> String {
     let mut parts = vec![sentence(field)];
     if let Some(default) = field.get("default") {
@@ -89,36 +89,32 @@ fn meaning(field: &Value) -> String {
         parts.push(format!("{}.", limits.join(", ")));
     }
     for rule in field["x-kubernetes-validations"].as_array().into_iter().flatten() {
-        // Rules of an object stand in its own section.
+        // The section of an object lists its rules.
         if field["properties"].is_null() {
             let words = escaped(text(&rule["message"]));
-            parts.push(format!("It {words}.").replace("It must", "Must"));
+            parts.push(format!("Validation: {words}."));
         }
     }
     parts.retain(|part| !part.is_empty());
     parts.join(" ")
 }
 
+/// The bounds of a field, such as `1–253 characters`.
 fn limits(field: Option<&Map<String, Value>>) -> Vec<String> {
-    const KNOWN: [(&str, &str); 8] = [
-        ("minimum", "at least"),
-        ("maximum", "at most"),
-        ("minLength", "at least characters:"),
-        ("maxLength", "at most characters:"),
-        ("minItems", "at least entries:"),
-        ("maxItems", "at most entries:"),
-        ("minProperties", "at least entries:"),
-        ("maxProperties", "at most entries:"),
+    const KNOWN: [(&str, &str, &str); 4] = [
+        ("minimum", "maximum", ""),
+        ("minLength", "maxLength", " characters"),
+        ("minItems", "maxItems", " entries"),
+        ("minProperties", "maxProperties", " entries"),
     ];
-    let limit = |(name, words): &(&str, &str)| {
-        let value = field?.get(*name)?.as_f64()?;
-        Some(format!("{words} {value}"))
+    let value = |name: &str| field?.get(name)?.as_f64();
+    let range = |(least, most, unit): &(&str, &str, &str)| match (value(least), value(most)) {
+        (Some(least), Some(most)) => Some(format!("{least}–{most}{unit}")),
+        (Some(least), None) => Some(format!("At least {least}{unit}")),
+        (None, Some(most)) => Some(format!("At most {most}{unit}")),
+        (None, None) => None,
     };
-    let mut limits: Vec<String> = KNOWN.iter().filter_map(limit).collect();
-    if let Some(first) = limits.first_mut() {
-        first.replace_range(..1, "A");
-    }
-    limits
+    KNOWN.iter().filter_map(range).collect()
 }
 
 fn sentence(schema: &Value) -> String {

@@ -4,7 +4,7 @@ use super::TokenCacheStatus;
 
 /// Whether the Secret holds a valid value.
 pub const READY: &str = "Ready";
-/// Whether somebody probably has to edit something first. Absent while it is not so.
+/// Whether the controller cannot make progress without a change by the user. Absent otherwise.
 pub const STALLED: &str = "Stalled";
 
 /// A condition's status and reason.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::oauth2::{Proxy, SecretKeyRef, Tls};
 
-/// Any API that gives a credential for an HTTP request.
+/// Any API that returns a credential for an HTTP request.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[x_kube(
     validation = Rule::new("[has(self.form), has(self.body), has(self.json)].filter(set, set).size() <= 1").message("at most one of form, body and json can be set"),
@@ -16,7 +16,7 @@ use super::oauth2::{Proxy, SecretKeyRef, Tls};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Http {
-    /// The method. Default POST with form, body or json, else GET.
+    /// HTTP method. Default POST with form, body or json, otherwise GET.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<Method>,
 
@@ -24,41 +24,42 @@ pub struct Http {
     #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[^@#\s/?\\]+([/?][^#\s]*)?$"))]
     pub url: String,
 
-    /// Headers of the request. Those that the connection needs for itself are refused.
+    /// Headers of the request. Headers that the HTTP client sets itself are rejected.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50))]
     pub headers: Vec<Header>,
 
-    /// Parameters to be added to the URL. Prefer a header or the body for what is secret: servers log URLs.
+    /// Query parameters. Prefer a header or the body for secret values: servers log URLs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50))]
     pub query: Vec<Parameter>,
 
-    /// Parameters of the body, as application/x-www-form-urlencoded.
+    /// Form parameters, sent as application/x-www-form-urlencoded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 50))]
     pub form: Option<Vec<Parameter>>,
 
-    /// The body as it is. Name its kind by the header Content-Type.
+    /// The body. Set its type with the header Content-Type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<Content>,
 
-    /// The body as application/json: a CEL expression over `secrets`, such as {"role": "ci", "key": secrets.key}.
+    /// JSON body: a CEL expression over `secrets`, such as {"role": "ci", "key": secrets.key}.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub json: Option<String>,
 
-    /// What the expressions of the request can read as `secrets`: names, and the key of a Secret for each.
+    /// Values that the expressions of the request can read as `secrets`: each name refers to a key of a Secret with the label
+    /// tokencache.dev/source: "true".
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 50))]
     pub secrets: BTreeMap<String, SecretKeyRef>,
 
-    /// Statuses that mean success. Default 200 to 299.
+    /// Status codes of a successful response. Default 200 to 299.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 50), inner(range(min = 200, max = 599)))]
     pub success_status: Option<Vec<u16>>,
 
-    /// What of the response is the credential.
+    /// Selects the credential in the response, with CEL over `response` (status, headers, body, json) and `now`.
     pub result: HttpResult,
 
     /// Settings of the TLS connection.
@@ -87,6 +88,7 @@ impl Http {
 
 /// A method of HTTP (RFC 9110 §9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::api::without_description)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Method {
     /// RFC 9110 §9.3.1.
@@ -105,12 +107,12 @@ pub enum Method {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Header {
-    /// Its name.
+    /// Name.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"))]
     #[x_kube(validation = Rule::new("!(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'keep-alive', 'upgrade', 'te', 'trailer', 'expect', 'proxy-authorization', 'proxy-connection'])").message("is a header that the connection sets itself: leave it out (for a proxy's password use proxy.credentialsRef, for another host change url)"))]
     pub name: String,
 
-    /// What it is.
+    /// Value.
     #[serde(flatten)]
     pub content: Content,
 }
@@ -119,53 +121,53 @@ pub struct Header {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Parameter {
-    /// Its name.
+    /// Name.
     #[schemars(length(min = 1, max = 256))]
     pub name: String,
 
-    /// What it is.
+    /// Value.
     #[serde(flatten)]
     pub content: Content,
 }
 
-/// Text, from where it says.
+/// Text: exactly one of the fields.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("[has(self.value), has(self.valueRef), has(self.expression)].exists_one(set, set)").message("exactly one of value, valueRef and expression must be set"))]
 #[serde(rename_all = "camelCase")]
 pub struct Content {
-    /// The text itself. Not for what is secret: whoever may read TokenCaches can read it.
+    /// Literal text. Do not put secrets here: anyone who can read the TokenCache can read this value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16_384))]
     pub value: Option<String>,
 
-    /// The text in a Secret.
+    /// Text from a key of a Secret with the label tokencache.dev/source: "true".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value_ref: Option<SecretKeyRef>,
 
-    /// The text that a CEL expression gives, over `secrets`.
+    /// Text from a CEL expression over `secrets`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub expression: Option<String>,
 }
 
-/// What of the response is the credential: CEL over `response`, with `response.status` (int), `response.headers` (map
+/// Selects the credential in the response. CEL variables: `response`, with `response.status` (int), `response.headers` (map
 /// by names in lower case), `response.body` (string) and `response.json`, and `now`, the time of the request.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("has(self.token) || has(self.values)").message("token or values must be set: they say what of the response is the credential"))]
 #[serde(rename_all = "camelCase")]
 pub struct HttpResult {
-    /// The token: gives a string that is not empty.
+    /// The token: an expression that returns a non-empty string.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub token: Option<String>,
 
-    /// When it expires: gives a timestamp, a date in RFC 3339 or as HTTP writes it, or a Unix time; or null where this
-    /// response does not say. Default: expires_in or expires_at of a JSON object, or exp of a token that is a JWT.
+    /// The expiry: an expression that returns a timestamp, an RFC 3339 or HTTP date, a Unix time, or null if the response
+    /// contains none. Default: expires_in or expires_at of a JSON object, or the exp claim of a JWT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub expires_at: Option<String>,
 
-    /// Further values: name to an expression that gives a string, a number or a boolean.
+    /// Additional values: maps each name to an expression that returns a string, a number or a boolean.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 50))]
     pub values: BTreeMap<String, String>,

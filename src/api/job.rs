@@ -7,32 +7,32 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// A container of yours as the fetch function: each run is one Job, made from your pod template.
+/// Runs a container as a Job: each fetch creates one Job from the pod template.
 ///
-/// The container writes one JSON object to the file named by $TOKENCACHE_RESULT:
-/// {"token": "…"} or {"values": {"user": "…", "password": "…"}}, with "expires_in" or "expires_at", and, if it wants to
-/// remember something, "state": any JSON, which the next run finds in the file named by $TOKENCACHE_STATE.
-/// An exit code other than 0 is a failure, and the last line of its output the message.
+/// The container writes one JSON object to the file $TOKENCACHE_RESULT:
+/// {"token": "…"} or {"values": {"user": "…", "password": "…"}}, with "expires_in" or "expires_at", and optionally
+/// "state": any JSON, which the next fetch finds in the file $TOKENCACHE_STATE.
+/// If the exit code is not 0, the fetch fails with the last line of the output as the message.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Job {
-    /// A pod template, as in a Job. Its containers run one after another, each when the one before has succeeded.
+    /// A pod template, as in a Job. Its containers run one after another, each after the previous one has succeeded.
     #[x_kube(validation = Rule::new("has(self.spec)").message("must have a spec, as the template of a Job does"))]
     pub template: PodTemplate,
 
-    /// Name of the container that writes the result. Needed only where the template has several.
+    /// Name of the container that writes the result. Required if the template has several containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub result_container: Option<String>,
 
-    /// How many Jobs that failed stay for a look. Default 1.
+    /// Number of failed Jobs to keep for inspection. Default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10))]
     pub keep_failed: Option<i32>,
 }
 
 impl Job {
-    /// How many Jobs that failed stay for a look.
+    /// Number of failed Jobs to keep.
     #[must_use]
     pub fn keep_failed(&self) -> usize {
         usize::try_from(self.keep_failed.unwrap_or(1)).unwrap_or_default()

@@ -29,3 +29,8 @@ pub(crate) use status::MAX_NAME;
 pub use status::{LastFailure, TokenCacheStatus, next_run};
 #[cfg(feature = "controller")]
 pub use validate::{Invalid, crd, validate};
+
+/// Removes the description of a type, so that an optional field of the type keeps the field's own in the CRD.
+fn without_description(schema: &mut schemars::Schema) {
+    schema.remove("description");
+}

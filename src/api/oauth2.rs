@@ -55,29 +55,29 @@ pub struct OAuth2 {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<Grant>,
 
-    /// The client's identifier.
+    /// Client ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub client_id: Option<String>,
 
-    /// The client's identifier, from a Secret.
+    /// Client ID from a Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_id_ref: Option<SecretKeyRef>,
 
-    /// The client's secret.
+    /// Client secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_secret_ref: Option<SecretKeyRef>,
 
-    /// How the client authenticates. Default Basic; with the grant JwtBearer it does not, unless this says so.
+    /// How the client authenticates. Default Basic; with the grant JwtBearer none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_auth: Option<ClientAuth>,
 
-    /// Scopes asked for (RFC 6749 §3.3).
+    /// Requested scopes (RFC 6749 §3.3).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100), inner(length(min = 1, max = 1024), regex(pattern = r"^[\x21\x23-\x5B\x5D-\x7E]+$")))]
     pub scopes: Vec<String>,
 
-    /// The parameter `audience`, as some providers and RFC 8693 §2.1 want it.
+    /// Parameter `audience`, which some providers require (RFC 8693 §2.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub audience: Option<String>,
@@ -87,22 +87,22 @@ pub struct OAuth2 {
     #[schemars(length(max = 20), inner(length(max = 2048), regex(pattern = r"^[A-Za-z][A-Za-z0-9+.-]*:[^#\s]+$")))]
     pub resource: Vec<String>,
 
-    /// Further parameters of the request. The grant's own are refused.
+    /// Additional parameters of the request. Parameters of the grant itself are rejected.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 50))]
     #[x_kube(validation = Rule::new("self.all(key, !(key in ['grant_type', 'client_id', 'client_secret', 'client_assertion', 'client_assertion_type', 'scope', 'audience', 'resource', 'refresh_token', 'assertion', 'subject_token', 'subject_token_type', 'actor_token', 'actor_token_type', 'requested_token_type']))").message("grant_type, client_id, client_secret, client_assertion, client_assertion_type, scope, audience, resource, refresh_token, assertion, subject_token, actor_token and their types have fields of their own"))]
     pub extra_params: BTreeMap<String, String>,
 
-    /// The refresh token of the grant RefreshToken (RFC 6749 §6). It is only read: the one that the server gives in its
-    /// place is stored in the Secret tokencache-NAME-state. No other TokenCache may use the same refresh token.
+    /// Refresh token of the grant RefreshToken (RFC 6749 §6). It is only read: if the server rotates it, the new one is
+    /// stored in the Secret tokencache-NAME-state. Do not share it between TokenCaches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refresh_token_ref: Option<SecretKeyRef>,
 
-    /// The assertion (RFC 7523) of the grant JwtBearer, of clientAuth PrivateKeyJwt, or of both.
+    /// Assertion (RFC 7523) for the grant JwtBearer, for clientAuth PrivateKeyJwt, or for both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assertion: Option<Box<Assertion>>,
 
-    /// The token that is exchanged by the grant TokenExchange (RFC 8693 §2.1).
+    /// The token to exchange with the grant TokenExchange (RFC 8693 §2.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject_token: Option<Box<TokenSource>>,
 
@@ -112,7 +112,7 @@ pub struct OAuth2 {
     #[schemars(length(max = 2048), regex(pattern = r"^[A-Za-z][A-Za-z0-9+.-]*:\S+$"))]
     pub subject_token_type: Option<String>,
 
-    /// The token of who acts for the subject (RFC 8693 §2.1).
+    /// The actor token: identifies the party acting on behalf of the subject (RFC 8693 §2.1).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub actor_token: Option<Box<TokenSource>>,
 
@@ -121,7 +121,7 @@ pub struct OAuth2 {
     #[schemars(length(max = 2048), regex(pattern = r"^[A-Za-z][A-Za-z0-9+.-]*:\S+$"))]
     pub actor_token_type: Option<String>,
 
-    /// The type of token that is wanted in exchange, a URI. By default the server chooses.
+    /// The requested token type, a URI. By default the server chooses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048), regex(pattern = r"^[A-Za-z][A-Za-z0-9+.-]*:\S+$"))]
     pub requested_token_type: Option<String>,
@@ -159,7 +159,7 @@ impl OAuth2 {
     }
 }
 
-/// One key of a Secret in the TokenCache's namespace. The Secret must carry the label tokencache.dev/source: "true".
+/// One key of a Secret in the TokenCache's namespace. The Secret must have the label tokencache.dev/source: "true".
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKeyRef {
@@ -171,7 +171,7 @@ pub struct SecretKeyRef {
     pub key: String,
 }
 
-/// A whole Secret in the TokenCache's namespace. It must carry the label tokencache.dev/source: "true".
+/// A Secret in the TokenCache's namespace. It must have the label tokencache.dev/source: "true".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretRef {
@@ -185,20 +185,20 @@ pub struct SecretRef {
 #[x_kube(validation = Rule::new("!(has(self.caBundle) && has(self.caRef))").message("caBundle and caRef cannot both be set"))]
 #[serde(rename_all = "camelCase")]
 pub struct Tls {
-    /// Certificates of the authorities to trust instead of the system's: PEM in base64.
+    /// CA certificates to trust instead of the system's: base64-encoded PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 524_288))]
     pub ca_bundle: Option<String>,
 
-    /// The same, in PEM, from a Secret or a ConfigMap.
+    /// CA certificates in PEM from a Secret or a ConfigMap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_ref: Option<CaRef>,
 
-    /// A client certificate: a Secret of type kubernetes.io/tls.
+    /// Client certificate: a Secret of type kubernetes.io/tls with the label tokencache.dev/source: "true".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_cert_ref: Option<SecretRef>,
 
-    /// The name that the server's certificate must bear, where it is not the URL's host.
+    /// Name in the server's certificate, if it is not the host of the URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?$"))]
     pub server_name: Option<String>,
@@ -218,10 +218,10 @@ pub struct CaRef {
     pub key: String,
 }
 
-/// What holds the certificates of an authority.
+/// Kind of the object that holds CA certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum CaKind {
-    /// A Secret, which must carry the label tokencache.dev/source: "true".
+    /// A Secret, which must have the label tokencache.dev/source: "true".
     Secret,
     /// A ConfigMap.
     ConfigMap,
@@ -231,11 +231,11 @@ pub enum CaKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Proxy {
-    /// Its URL, http or https, without user name and password.
+    /// URL of the proxy, http or https, without user name and password.
     #[schemars(length(min = 1, max = 2048), regex(pattern = r"^https?://[^@#\s]+$"))]
     pub url: String,
 
-    /// User name and password: a Secret of type kubernetes.io/basic-auth.
+    /// User name and password: a Secret of type kubernetes.io/basic-auth with the label tokencache.dev/source: "true".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_ref: Option<SecretRef>,
 }

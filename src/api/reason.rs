@@ -18,7 +18,7 @@ pub enum Reason {
     FetchFailed,
     /// `spec.suspend` is set.
     Suspended,
-    /// There is no value, and nobody asked for one yet.
+    /// There is no value, and none was requested yet.
     Cleared,
     /// Another client changed the Secret.
     Drifted,
@@ -51,12 +51,12 @@ pub enum Reason {
     /// A value was fetched, but the API server did not take the Secret.
     WriteFailed,
 
-    // Refusals: somebody probably has to edit something first.
+    // Terminal errors: they usually need a change by the user.
     /// The spec breaks a rule.
     InvalidSpec,
-    /// A Secret of the target's name belongs to somebody else.
+    /// A Secret with the name of the target is owned by another object.
     SecretNotOwned,
-    /// A Lease of the lock's name belongs to somebody else.
+    /// A Lease with the name of the lock is owned by another object.
     LeaseNotOwned,
     /// A referenced Secret, ConfigMap or key is missing.
     SourceNotFound,
@@ -64,7 +64,7 @@ pub enum Reason {
     SourceNotAllowed,
     /// The address rules forbid the server's address.
     AddressNotAllowed,
-    /// The refresh token is void: somebody must sign in again.
+    /// The refresh token is invalid: a user must sign in again.
     ReauthenticationRequired,
 
     // Events only.
@@ -112,7 +112,7 @@ impl Reason {
         }
     }
 
-    /// Trying again soon is in vain.
+    /// An early retry would fail again.
     const REFUSALS: [Self; 7] = [
         Self::InvalidSpec,
         Self::SecretNotOwned,
@@ -123,7 +123,7 @@ impl Reason {
         Self::ReauthenticationRequired,
     ];
 
-    /// Whether the same fetch is repeated after a time, although nothing was changed and nobody requested it.
+    /// Whether the same fetch is repeated after a time, although nothing changed and it was not requested.
     ///
     /// A refresh token that the server has refused is not sent again: a server that detects reuse may revoke every token
     /// of that sign-in (RFC 9700, section 4.14.2).
@@ -132,7 +132,7 @@ impl Reason {
         self != Self::ReauthenticationRequired
     }
 
-    /// Whether trying again soon is in vain, since somebody probably has to edit something first.
+    /// Whether an early retry would fail again, because a user usually has to change something first.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         Self::REFUSALS.contains(&self)

@@ -14,7 +14,7 @@ use super::{
     service_account_token::ServiceAccountToken,
 };
 
-/// How a credential is got, when it is refreshed, and the Secret that holds it.
+/// Describes how to obtain a credential, when to refresh it, and the Secret that holds it.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "tokencache.dev",
@@ -42,7 +42,7 @@ use super::{
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TokenCacheSpec {
-    /// How a value is got: exactly one source.
+    /// How the value is obtained: exactly one source.
     pub fetch: Fetch,
 
     /// When a fetched value expires.
@@ -53,7 +53,7 @@ pub struct TokenCacheSpec {
     #[serde(default, skip_serializing_if = "is_default")]
     pub refresh: Refresh,
 
-    /// How fetches that failed are repeated.
+    /// How failed fetches are retried.
     #[serde(default, skip_serializing_if = "is_default")]
     pub retry: Retry,
 
@@ -61,17 +61,17 @@ pub struct TokenCacheSpec {
     #[serde(default, skip_serializing_if = "is_default")]
     pub target: Target,
 
-    /// True: nothing is fetched, the Secret stays as it is.
+    /// If true, nothing is fetched and the Secret is not changed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub suspend: bool,
 
-    /// Workloads that read the Secret only when they start: each time the value has changed they are restarted, as by
-    /// kubectl rollout restart. Their pod template must use the Secret.
+    /// Workloads that read the Secret only when they start. They are restarted each time the value changes, as by kubectl
+    /// rollout restart. Their pod template must use the Secret.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub rollout_restart_targets: Vec<RolloutRestartTarget>,
 
-    /// How they are restarted.
+    /// How workloads are restarted.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rollout_restart: RolloutRestart,
 }
@@ -86,7 +86,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 pub struct RolloutRestartTarget {
     /// Deployment, StatefulSet or DaemonSet.
     pub kind: WorkloadKind,
-    /// Its name.
+    /// Name of the workload.
     #[schemars(length(min = 1, max = 253), regex(pattern = object_name::PATTERN))]
     pub name: String,
 }
@@ -106,7 +106,7 @@ pub enum WorkloadKind {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RolloutRestart {
-    /// One workload is not restarted more often, whichever TokenCache asks. Default 5m.
+    /// Minimum time between two restarts of one workload, by any TokenCache. Default 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("must be longer than 0s"))]
     pub min_interval: Option<Duration>,
@@ -120,13 +120,13 @@ impl RolloutRestart {
     }
 }
 
-/// Exactly one source, and the limit on one attempt.
+/// Exactly one source, and the time limit of a fetch.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("[has(self.oauth2), has(self.http), has(self.githubApp), has(self.serviceAccountToken), has(self.job)].exists_one(set, set)").message("exactly one source must be set: oauth2, http, githubApp, serviceAccountToken or job"))]
 #[serde(rename_all = "camelCase")]
 // Boxed: a controller keeps many thousands of specs, each with one source.
 pub struct Fetch {
-    /// One attempt's limit, at most 10m. Default 30s; for job 5m.
+    /// Time limit of a fetch, at most 10m. Default 30s; for job 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s') && duration(self) <= duration('10m')").message("must be longer than 0s and at most 10m"))]
     pub timeout: Option<Duration>,
@@ -135,11 +135,12 @@ pub struct Fetch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oauth2: Option<Box<OAuth2>>,
 
-    /// Any API that gives a credential for an HTTP request.
+    /// Any API that returns a credential for an HTTP request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<Box<Http>>,
 
-    /// A token of a service account, by the TokenRequest API.
+    /// A token of a service account, from the TokenRequest API. The ServiceAccount must have the label
+    /// tokencache.dev/source: "true".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_token: Option<Box<ServiceAccountToken>>,
 
@@ -147,7 +148,7 @@ pub struct Fetch {
     #[serde(default, rename = "githubApp", skip_serializing_if = "Option::is_none")]
     pub github_app: Option<Box<GitHubApp>>,
 
-    /// A container of yours.
+    /// Runs a container as a Job and reads the credential that it writes to $TOKENCACHE_RESULT.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<Box<Job>>,
 }
@@ -205,17 +206,17 @@ impl Fetch {
 #[x_kube(validation = Rule::new("!(has(self.never) && self.never && (has(self.ttl) || has(self.maxAge)))").message("never cannot be combined with ttl or maxAge"))]
 #[serde(rename_all = "camelCase")]
 pub struct Expiry {
-    /// Lifetime, where the result names no expiry of its own. Without it such a result is an error (NoExpiry).
+    /// Lifetime of values whose response contains no expiry. Without it, such a response is an error (NoExpiry).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("must be longer than 0s"))]
     pub ttl: Option<Duration>,
 
-    /// Ceiling on any lifetime that the result names.
+    /// Maximum lifetime, also if the response contains a longer one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("must be longer than 0s"))]
     pub max_age: Option<Duration>,
 
-    /// True: the value does not expire; it is refreshed only by request or a changed spec.
+    /// If true, the value does not expire; it is refreshed only on request or when the spec changes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub never: bool,
 }
@@ -225,22 +226,22 @@ pub struct Expiry {
 #[x_kube(validation = Rule::new("!(has(self.renewBefore) && has(self.renewBeforePercentage))").message("renewBefore and renewBeforePercentage cannot both be set"))]
 #[serde(rename_all = "camelCase")]
 pub struct Refresh {
-    /// Eager (default): a new value is fetched before the old one expires. Lazy: only when a consumer asks.
+    /// Eager (default): a new value is fetched before the old one expires. Lazy: a value is fetched only on request.
     #[serde(default, skip_serializing_if = "is_default")]
     pub policy: RefreshPolicy,
 
-    /// How long before expiry an eager refresh starts.
+    /// How long before the expiry an eager refresh starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("duration(self) > duration('0s')").message("must be longer than 0s"))]
     pub renew_before: Option<Duration>,
 
-    /// Share of the lifetime, in percent, that is left when an eager refresh starts. Default 20, less up to a
-    /// twentieth of it, fixed per object, so that many do not refresh at one moment.
+    /// Percentage of the lifetime that is left when an eager refresh starts. Default 20, reduced by up to a twentieth of
+    /// it, fixed per object, so that many objects do not refresh at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 99))]
     pub renew_before_percentage: Option<i32>,
 
-    /// A fetched value with less than this left is an error (NearlyExpired). Default 0s.
+    /// Minimum remaining lifetime of a fetched value; less is an error (NearlyExpired). Default 0s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_remaining: Option<Duration>,
 }
@@ -253,27 +254,28 @@ impl Refresh {
     }
 }
 
-/// Whether a value is renewed before it expires, or when a consumer asks.
+/// Whether a value is renewed before it expires, or on request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::api::without_description)]
 pub enum RefreshPolicy {
     /// Before the old one expires.
     #[default]
     Eager,
-    /// Only when a consumer asks.
+    /// Only on request.
     Lazy,
 }
 
-/// How fetches that failed are repeated: exponential backoff with jitter on the upper half.
+/// How failed fetches are retried: exponential backoff with jitter on the upper half.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[x_kube(validation = Rule::new("!(has(self.initialInterval) && has(self.maxInterval)) || duration(self.initialInterval) <= duration(self.maxInterval)").message("initialInterval must not be longer than maxInterval"))]
 #[serde(rename_all = "camelCase")]
 pub struct Retry {
-    /// Wait after the first failure, doubled at each further one. At least 100ms, default 1s.
+    /// Wait time after the first failure, doubled after each further one. At least 100ms. Default 1s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('100ms')").message("must be at least 100ms"))]
     pub initial_interval: Option<Duration>,
 
-    /// Longest wait. Default 5m.
+    /// Maximum wait time. Default 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('100ms')").message("must be at least 100ms"))]
     pub max_interval: Option<Duration>,
@@ -313,47 +315,48 @@ pub struct Target {
     )]
     pub name: Option<String>,
 
-    /// Type of the Secret. Default Opaque. The controller's flag --target-types says which others are allowed.
+    /// Type of the Secret. Default Opaque. The controller's flag --target-types lists the allowed types.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("!(self in ['kubernetes.io/service-account-token', 'bootstrap.kubernetes.io/token'])").message("kubernetes.io/service-account-token and bootstrap.kubernetes.io/token are refused: Kubernetes gives them rights of their own; use Opaque"))]
     pub type_: Option<String>,
 
-    /// Labels put on the Secret. Keys under tokencache.dev/ are refused.
+    /// Labels of the Secret. Keys with the prefix tokencache.dev/ are rejected.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('tokencache.dev/'))").message("keys under tokencache.dev/ are tokencache's own"))]
     pub labels: BTreeMap<String, String>,
 
-    /// Annotations put on the Secret. Keys under tokencache.dev/ are refused.
+    /// Annotations of the Secret. Keys with the prefix tokencache.dev/ are rejected.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('tokencache.dev/'))").message("keys under tokencache.dev/ are tokencache's own"))]
     pub annotations: BTreeMap<String, String>,
 
-    /// What the Secret holds: key to a CEL expression that gives a string or bytes, over `token` (string), `values`
-    /// (map), `expiresAt` (timestamp or null) and `metadata` (the TokenCache's name and namespace).
+    /// Data of the Secret: maps each key to a CEL expression that returns a string or bytes. Variables: `token` (string),
+    /// `values` (map), `expiresAt` (timestamp or null) and `metadata` (name and namespace of the TokenCache).
     /// Default: {token: "token"}.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     pub data: BTreeMap<String, String>,
 
-    /// Retain (default): the Secret stays after its value expires. Delete: it is removed at that moment.
+    /// Retain (default): the Secret is kept after its value expires. Delete: it is deleted when the value expires.
     #[serde(default, skip_serializing_if = "is_default")]
     pub expired_policy: RetentionPolicy,
 
-    /// When the TokenCache is deleted: Delete (default) or Retain the Secret.
+    /// Whether to delete (Delete, the default) or keep (Retain) the Secret when the TokenCache is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<RetentionPolicy>,
 }
 
-/// Whether a Secret stays or goes.
+/// Whether a Secret is kept or deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::api::without_description)]
 pub enum RetentionPolicy {
-    /// It stays.
+    /// Keep it.
     #[default]
     Retain,
-    /// It goes.
+    /// Delete it.
     Delete,
 }
 

@@ -17,15 +17,16 @@ const MAX_ANNOTATION: usize = 256 * 1024;
 /// As long as the message of a condition may be.
 const MAX_MESSAGE: usize = 32 * 1024;
 
-/// What the controllers saw and did last.
+/// The last observed state and the last fetch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenCacheStatus {
-    /// The generation of the spec that was dealt with to the end.
+    /// The most recent generation processed by the controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: the Secret holds a value that has not expired. Stalled: somebody probably has to edit something first.
+    /// Ready: the Secret holds a value that has not expired. Stalled: the controller cannot make progress without a change by
+    /// the user.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -44,31 +45,31 @@ pub struct TokenCacheStatus {
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub refresh_at: Option<DateTime<Utc>>,
 
-    /// Finished runs, ever. Who asked for a new value waits until it is greater.
+    /// Total number of completed fetches. A client that requests a new value waits until it increases.
     #[serde(default)]
     #[schemars(range(min = 0, max = MAX_RUNS))]
     pub runs: i64,
 
-    /// Failed runs in a row.
+    /// Consecutive failed fetches.
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub failures: i32,
 
-    /// The last run that failed; kept when a later one succeeds.
+    /// The last failed fetch; kept when a later one succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,
 
-    /// When a failed fetch is tried again.
+    /// When a failed fetch is retried.
     #[serde(default, with = "rfc3339_option", skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub next_retry_at: Option<DateTime<Utc>>,
 
-    /// Set by a consumer to the time, to ask for a new value; the next run to end clears it.
+    /// Set by a consumer to the current time to request a new value. The next completed fetch clears it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), extend("format" = "date-time"))]
     pub refresh_requested: Option<String>,
 
-    /// The value of the annotation tokencache.dev/refresh_requested that a run has answered.
+    /// The last handled value of the annotation tokencache.dev/refresh_requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_ANNOTATION))]
     pub handled_request: Option<String>,
@@ -78,17 +79,17 @@ pub struct TokenCacheStatus {
     #[schemars(length(max = MAX_NAME))]
     pub secret_name: Option<String>,
 
-    /// The Secret's resourceVersion as it was written: a Secret that still has it was touched by nobody since.
+    /// The resourceVersion of the Secret after the last write. It shows whether another client has changed the Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_NAME))]
     pub secret_resource_version: Option<String>,
 
-    /// How the value is fetched: the name of the source.
+    /// Name of the source, such as oauth2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_NAME))]
     pub source: Option<String>,
 
-    /// Who did the last run: the identity of the controller, by default its host or pod name.
+    /// The replica that performed the last fetch, by default the name of its host or pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_NAME))]
     pub last_run_by: Option<String>,
@@ -99,7 +100,7 @@ fn if_readable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Expi
     Ok(Option::<String>::deserialize(deserializer)?.and_then(|text| text.parse().ok()))
 }
 
-/// A failed run.
+/// A failed fetch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastFailure {
@@ -110,7 +111,7 @@ pub struct LastFailure {
     /// The reason, one word.
     #[schemars(length(max = MAX_NAME))]
     pub reason: String,
-    /// What was wrong and where.
+    /// Description of the failure.
     #[schemars(length(max = MAX_MESSAGE))]
     pub message: String,
 }

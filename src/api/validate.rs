@@ -11,7 +11,7 @@ use kube::{
     core::cel::{CompiledSchema, Validator, compile_schema},
 };
 
-use super::{Source, TokenCache};
+use super::{Source, TokenCache, names::LABEL_SOURCE};
 
 /// What is wrong with a spec: the field, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +48,7 @@ pub fn crd() -> CustomResourceDefinition {
 /// them.
 fn adapt(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
+    describe_source_label(schema);
     schema.format.take_if(|format| format.starts_with("uint"));
     schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(adapt);
     if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
@@ -55,6 +56,17 @@ fn adapt(schema: &mut JSONSchemaProps) {
     }
     if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
         adapt(values);
+    }
+}
+
+/// Adds the source label to the description of each reference to a key of a Secret: the field's description has replaced
+/// that of the type.
+fn describe_source_label(schema: &mut JSONSchemaProps) {
+    let is_secret_key = schema.properties.as_ref().is_some_and(|properties| properties.keys().eq(["key", "name"]));
+    if let Some(description) = schema.description.as_mut().filter(|_| is_secret_key)
+        && !description.contains(LABEL_SOURCE)
+    {
+        *description = format!("{description} The Secret must have the label {LABEL_SOURCE}: \"true\".");
     }
 }
 
@@ -124,6 +136,71 @@ mod tests {
             "metadata": {"name": "a", "namespace": "b"}, "spec": spec,
         }))
         .expect("a spec that the schema allows")
+    }
+
+    /// All descriptions of a schema, each in one line.
+    fn descriptions(schema: &Value, found: &mut Vec<String>) {
+        match schema {
+            Value::Object(map) => {
+                if let Some(Value::String(text)) = map.get("description") {
+                    found.push(text.split_whitespace().collect::<Vec<_>>().join(" "));
+                }
+                map.values().for_each(|value| descriptions(value, found));
+            }
+            Value::Array(list) => list.iter().for_each(|value| descriptions(value, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn each_default_in_the_documentation_of_a_field_is_in_the_crd() {
+        let mut found = Vec::new();
+        descriptions(&schema(), &mut found);
+        let mut checked = 0;
+        for source in [
+            include_str!("spec.rs"),
+            include_str!("http.rs"),
+            include_str!("job.rs"),
+            include_str!("github_app.rs"),
+            include_str!("oauth2.rs"),
+            include_str!("oauth2/grants.rs"),
+            include_str!("service_account_token.rs"),
+        ] {
+            let mut text = Vec::new();
+            for line in source.lines().map(str::trim) {
+                if let Some(line) = line.strip_prefix("///") {
+                    text.push(line.trim());
+                } else if !line.starts_with("#[") {
+                    let words = text.join(" ");
+                    if let Some(default) =
+                        words.find("Default").filter(|_| line.starts_with("pub ") && line.contains(": "))
+                    {
+                        let default = &words[default..];
+                        assert!(found.iter().any(|description| description.contains(default)), "{default}");
+                        checked += 1;
+                    }
+                    text.clear();
+                }
+            }
+        }
+        assert!(checked >= 25, "{checked}");
+    }
+
+    #[test]
+    fn references_to_secrets_name_the_source_label() {
+        let schema = schema();
+        for field in [
+            "/oauth2/properties/clientSecretRef",
+            "/oauth2/properties/refreshTokenRef",
+            "/oauth2/properties/assertion/properties/privateKeyRef",
+            "/oauth2/properties/tls/properties/clientCertRef",
+            "/githubApp/properties/privateKeyRef",
+            "/serviceAccountToken",
+        ] {
+            let found = schema.pointer(&format!("/properties/spec/properties/fetch/properties{field}/description"));
+            let text = found.and_then(Value::as_str).unwrap_or_else(|| panic!("{field} has no description"));
+            assert!(text.contains(LABEL_SOURCE), "{field}: {text}");
+        }
     }
 
     fn oauth2(change: Value) -> Value {

@@ -118,7 +118,7 @@ pub(super) async fn run(cluster: &Cluster, flags: Flags) -> anyhow::Result<ExitC
         () = &mut controller => bail!("the controller stopped unexpectedly"),
         _ = signals.next() => {}
     }
-    tracing::info!("stopping: no new runs; those that go on end or are cancelled");
+    tracing::info!("stopping: no new fetches; running ones finish or are cancelled");
     stop.begin.cancel();
     await_end(controller, &mut signals).await;
     stop_admin.cancel();

@@ -8,22 +8,24 @@ use serde_json::{Map, Value};
 use super::SecretKeyRef;
 use crate::api::{Duration, object_name};
 
-/// The grant by which a token is asked for.
+/// The OAuth 2.0 grant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::api::without_description)]
 pub enum Grant {
-    /// The client in its own right (RFC 6749 §4.4).
+    /// Client credentials (RFC 6749 §4.4).
     #[default]
     ClientCredentials,
-    /// A refresh token that somebody got by signing in (RFC 6749 §6).
+    /// A refresh token from a sign-in (RFC 6749 §6).
     RefreshToken,
     /// A signed assertion (RFC 7523 §2.1).
     JwtBearer,
-    /// A token for another one (RFC 8693).
+    /// Exchange of a token for another one (RFC 8693).
     TokenExchange,
 }
 
 /// How a client authenticates at the token endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::api::without_description)]
 pub enum ClientAuth {
     /// HTTP Basic (RFC 6749 §2.3.1).
     #[default]
@@ -44,12 +46,12 @@ pub enum ClientAuth {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Assertion {
-    /// `iss` of the grant JwtBearer. Default: the client's identifier.
+    /// `iss` of the grant JwtBearer. Default: the client ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub issuer: Option<String>,
 
-    /// `sub` of the grant JwtBearer: whom the token is to be for. Default: the issuer.
+    /// `sub` of the grant JwtBearer: the subject of the token. Default: the issuer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub subject: Option<String>,
@@ -77,11 +79,11 @@ pub struct Assertion {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_key_ref: Option<SecretKeyRef>,
 
-    /// A certificate in PEM, whose thumbprint goes into the header as `x5t#S256` (RFC 7515 §4.1.8). Entra ID wants it.
+    /// A certificate in PEM, whose thumbprint goes into the header as `x5t#S256` (RFC 7515 §4.1.8). Entra ID requires it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_ref: Option<SecretKeyRef>,
 
-    /// Further claims. iss, sub, aud, exp, iat and jti are refused.
+    /// Additional claims. iss, sub, aud, exp, iat and jti are rejected.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     #[schemars(schema_with = "any_object")]
     pub claims: Map<String, Value>,
@@ -101,6 +103,7 @@ impl Assertion {
 
 /// How an assertion is signed (RFC 7518 §3.1, RFC 8037 §3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::api::without_description)]
 pub enum SigningAlgorithm {
     /// RSASSA-PKCS1-v1_5 with SHA-256.
     RS256,
@@ -121,12 +124,12 @@ pub struct TokenSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretKeyRef>,
 
-    /// A service account, whose token is got from the API server for this one request.
+    /// A service account, whose token is requested from the API server for this request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<ServiceAccountRef>,
 }
 
-/// A ServiceAccount in the TokenCache's namespace. It must carry the label tokencache.dev/source: "true" and list the audiences
+/// A ServiceAccount in the TokenCache's namespace. It must have the label tokencache.dev/source: "true" and list the audiences
 /// in its annotation tokencache.dev/audiences.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -135,7 +138,7 @@ pub struct ServiceAccountRef {
     #[schemars(length(min = 1, max = 253), regex(pattern = object_name::PATTERN))]
     pub name: String,
 
-    /// For whom its token is: what the server wants to find in `aud`.
+    /// Audiences of the token (`aud`), as the server requires them.
     #[schemars(length(min = 1, max = 20), inner(length(min = 1, max = 2048)))]
     pub audiences: Vec<String>,
 }
