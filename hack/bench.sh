@@ -10,14 +10,14 @@ usage() {
 usage: hack/bench.sh
 
 Builds the release binary, starts a cluster of its own (or takes that of TOKENCACHE_TEST_KUBECONFIG), measures what the
-controller costs, and prints a table for docs/performance.md. Exits with 0 when all is within reach, with 1 when not.
+controller costs, and prints a table for docs/contributing/performance-diary.md. Exits with 0 when all is within reach, with 1 when not.
 
 Environment, with what is taken where it is not set:
   ROWS         which rows: "new refresh idle lag replicas growth neighbours"
   NEW          TokenCaches that are created at once: 2000
   MANY         TokenCaches that are refreshed, and that are idle: 10000
   GROWTH       numbers of TokenCaches, growing: "1000 3000 10000 30000 100000"
-  WINDOW       how long each look at what goes on lasts: 30
+  WINDOW       length of each measurement in seconds: 30
   ROUNDS       how often floor and controller take turns: 3
   CONCURRENCY  runs at once: 64
   PLOT         where the curve of growth is written: target/growth.svg

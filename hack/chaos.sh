@@ -39,7 +39,7 @@ export TOKENCACHE_CHAOS_CACHES=${TOKENCACHE_CHAOS_CACHES:-$caches}
 export TOKENCACHE_DURABLE=1
 room=$(df --output=avail -B 1G /dev/shm 2>/dev/null | tail -n 1) || room=0
 ((room < 4)) || export XDG_RUNTIME_DIR=/dev/shm
-# It kills what it runs on, so that is never somebody else's cluster.
+# It kills parts of the cluster, so it never uses an existing one.
 unset TOKENCACHE_TEST_KUBECONFIG
 
 ((EUID != 0)) || hack/faketime.sh

@@ -45,7 +45,7 @@ host-ip     Prints the address at which pods reach a program on this machine, wh
             Pods with hostNetwork reach 127.0.0.1 as well.
 kill, start Ends a part of the control plane (etcd, kube-apiserver, kube-controller-manager) by SIGKILL, and starts it
             again as it was. etcd outlives that only in a cluster that was brought up with TOKENCACHE_DURABLE=1.
-freeze, thaw  Lets a part stand still (SIGSTOP), and go on.
+freeze, thaw  Stops a part (SIGSTOP), and continues it.
 tools       Prints the folder that holds kubectl and helm.
 build       Only installs, builds and fetches.
 
@@ -70,10 +70,10 @@ select_cluster() {
   DIR="$RUN_ROOT/$NAME"
 }
 
-# The kubeconfigs in there make one an admin: nobody else may read them, or have put the folder there.
+# The kubeconfigs in there make one an admin: no other user may read them or have created the folder.
 claim_run_root() {
   mkdir -p "$(dirname "$RUN_ROOT")" && (umask 077 && mkdir -p "$RUN_ROOT")
-  [[ -O $RUN_ROOT && ! -L $RUN_ROOT ]] || die "$RUN_ROOT belongs to somebody else"
+  [[ -O $RUN_ROOT && ! -L $RUN_ROOT ]] || die "$RUN_ROOT belongs to another user"
 }
 
 up() {

@@ -37,7 +37,7 @@ die() {
   exit 1
 }
 
-# finish: on every way out. Ends what was started, or says where it goes on.
+# finish: on every way out. Ends what was started, or reports where it still runs.
 finish() {
   local code=$?
   trap '' INT TERM HUP

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, clippy, rustdoc, cargo deny, and shellcheck on every shell script: no warning is let through.
+# Format, clippy, rustdoc, cargo deny, the word list, and shellcheck on every shell script: no warning is let through.
 set -euo pipefail
 
 HACK="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -39,7 +39,22 @@ scripts() {
   done
 }
 
+# Words of words.txt in text that users read: documentation, chart, manifests, help and descriptions of fields.
+words() {
+  local pattern instead found=0
+  while IFS=$'\t' read -r pattern instead; do
+    [[ -n $pattern && $pattern != \#* ]] || continue
+    if grep -rnE -i --exclude-dir=contributing -- "$pattern" README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md Makefile docs charts config crds examples/*.yaml; then
+      log "instead of '$pattern' write: $instead"
+      found=1
+    fi
+  done <hack/words.txt
+  return "$found"
+}
+
 components
+log "words"
+words
 log "cargo fmt"
 cargo fmt --check
 log "cargo clippy"

@@ -72,7 +72,7 @@ if [[ -n $fuzzing ]]; then
   cat "$LOGS/fuzz"
   judge fuzz "$code"
 fi
-# A node of its own, for what is installed there looks after all namespaces.
+# A node of its own, because the chart installed there manages all namespaces.
 cargo_suite chart --test chart -- --test-threads=2 "$@"
 (($# > 0)) || suite chaos hack/chaos.sh --short
 

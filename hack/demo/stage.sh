@@ -27,7 +27,7 @@ set_stage() {
   [[ $EUID == 0 ]] || die "it needs root, for a Kubernetes node with containerd: sudo make demo"
   command -v cargo >/dev/null || die "cargo is missing: install Rust 1.95 or newer"
   (umask 077 && mkdir -p "$DEMOS")
-  [[ -O $DEMOS && ! -L $DEMOS ]] || die "$DEMOS belongs to somebody else"
+  [[ -O $DEMOS && ! -L $DEMOS ]] || die "$DEMOS belongs to another user"
   CLUSTER="demo-$$"
   DIR="$DEMOS/$CLUSTER"
   (umask 077 && mkdir "$DIR")
