@@ -1,4 +1,4 @@
-//! The results, as they go into `docs/performance.md`.
+//! The results, as they go into `docs/contributing/performance-diary.md`.
 
 use std::{fmt::Write as _, process::Command};
 
