@@ -31,12 +31,13 @@ enum Attack {
     Connections(usize),
 }
 
-const ATTACKS: [(&str, Attack); 6] = [
+const ATTACKS: [(&str, Attack); 7] = [
     ("80 specs with as many expressions as are allowed", Attack::Objects(expressions)),
     ("names that no server knows", Attack::Objects(names)),
     ("responses of 1 MiB", Attack::Objects(responses)),
     ("lifetimes of 1 s", Attack::Objects(short_lives)),
     ("servers that do not answer", Attack::Objects(hanging)),
+    ("specs of 110 KiB, which fill the pages of lists", Attack::Objects(large_specs)),
     ("500 open connections to the port for metrics", Attack::Connections(500)),
 ];
 
@@ -194,6 +195,13 @@ fn hanging(world: &World, number: usize) -> Value {
     let mut manifest = http("hanging", number, json!({"url": url, "result": {"token": "response.body"}}), json!({}));
     manifest["spec"]["fetch"]["timeout"] = "10m".into();
     manifest
+}
+
+fn large_specs(world: &World, number: usize) -> Value {
+    let url = world.server(number).url(&format!("spec-{number}"));
+    let form: Vec<_> = (0..7).map(|n| json!({"name": format!("p{n}"), "value": "x".repeat(16_000)})).collect();
+    let result = json!({"token": "response.json.access_token"});
+    http("spec", number, json!({"url": url, "form": form, "result": result}), json!({}))
 }
 
 fn short_lives(world: &World, number: usize) -> Value {

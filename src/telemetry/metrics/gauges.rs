@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 use crate::{
-    api::{READY, RefreshPolicy, Source, TokenCache, condition},
+    api::{READY, RefreshPolicy, STALLED, Source, TokenCache, condition, reason::Reason},
     k8s::object::ObjectKey,
 };
 
@@ -24,6 +24,7 @@ pub struct Standing {
     policy: &'static str,
     suspended: bool,
     ready: bool,
+    stalled: Option<&'static str>,
     failures: i32,
     expires_at: Option<DateTime<Utc>>,
     refresh_at: Option<DateTime<Utc>>,
@@ -45,6 +46,13 @@ struct Described {
     suspended: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Stalled {
+    namespace: String,
+    name: String,
+    reason: &'static str,
+}
+
 impl Standing {
     /// By its status, which every replica sees alike.
     #[must_use]
@@ -58,6 +66,11 @@ impl Standing {
             },
             suspended: cache.spec.suspend,
             ready: condition(status, READY).is_some_and(|(ready, _)| ready == "True"),
+            // Of the known reasons only: anyone who can patch the status can write another text there.
+            stalled: condition(status, STALLED)
+                .filter(|(stalled, _)| *stalled == "True")
+                .and_then(|(_, reason)| Reason::refusal(reason))
+                .map(Reason::as_str),
             failures: status.map_or(0, |status| status.failures),
             expires_at: status.and_then(|status| status.expires_at).and_then(|expiry| expiry.moment()),
             refresh_at: status.and_then(|status| status.refresh_at),
@@ -117,6 +130,14 @@ impl Collector for Gauges {
         }
         let ready = encoder.encode_descriptor("ready", "Whether the Secret holds a valid value", None, gauge)?;
         each(ready, &all, |one| Some(one.ready.into()))?;
+        let help = "TokenCaches that need a change by the user, with the reason, such as a spec beyond a limit";
+        let mut stalled = encoder.encode_descriptor("stalled", help, None, gauge)?;
+        for (of, one) in &all {
+            if let Some(reason) = one.stalled {
+                let labels = Stalled { namespace: of.namespace.clone(), name: of.name.clone(), reason };
+                ConstGauge::new(1_i64).encode(stalled.encode_family(&labels)?)?;
+            }
+        }
         let failures = encoder.encode_descriptor("failures", "Failed runs in a row", None, gauge)?;
         each(failures, &all, |one| Some(one.failures.into()))?;
         let seconds = Some(&Unit::Seconds);

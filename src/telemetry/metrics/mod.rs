@@ -209,6 +209,9 @@ mod tests {
             "conditions": [{
                 "type": "Ready", "status": "True", "reason": "Fetched", "message": "",
                 "lastTransitionTime": "2026-01-02T03:00:00Z",
+            }, {
+                "type": "Stalled", "status": "True", "reason": "InvalidSpec", "message": "",
+                "lastTransitionTime": "2026-01-02T03:00:00Z",
             }],
         });
         known.lock().push(fixtures::cache(serde_json::json!({}), status));
@@ -217,6 +220,7 @@ mod tests {
         for line in [
             format!("tokencache_ready{object} 1"),
             format!("tokencache_failures{object} 2"),
+            r#"tokencache_stalled{namespace="ns",name="a",reason="InvalidSpec"} 1"#.to_owned(),
             format!("tokencache_expiration_timestamp_seconds{object} 1767323100"),
             format!("tokencache_refresh_timestamp_seconds{object} 1767322800"),
             r#"tokencache_info{namespace="ns",name="a",source="oauth2",policy="Eager",suspended="false"} 1"#.to_owned(),
