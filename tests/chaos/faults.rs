@@ -56,9 +56,11 @@ async fn without_plane(world: &World, trouble: impl Future<Output = ()>) {
 fn trouble(storm: Storm) -> Trouble {
     match storm {
         Storm::Status(status) => {
-            // What only writes are answered with.
+            // Only writes are answered with a conflict.
             let reads = status != http::StatusCode::CONFLICT;
-            Trouble { refused: 15, belied: 15, status, reads, ..Trouble::default() }
+            // A client error means that the request was not carried out.
+            let belied = if status.is_server_error() { 15 } else { 0 };
+            Trouble { refused: 30 - belied, belied, status, reads, ..Trouble::default() }
         }
         Storm::Cuts => Trouble { cut: 30, reads: true, ..Trouble::default() },
         Storm::Late(delay) => Trouble { delay, ..Trouble::default() },

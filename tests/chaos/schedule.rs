@@ -55,7 +55,7 @@ pub enum Illness {
 /// How requests to the API server fail.
 #[derive(Clone, Copy, Debug)]
 pub enum Storm {
-    /// With this status, some of them after they were carried out.
+    /// With this status; with a server error, some of them after they were carried out.
     Status(StatusCode),
     /// By a cut connection, after they were carried out.
     Cuts,
