@@ -23,6 +23,10 @@ HELP
 # build: the binary as FOLDER/tokencache, which is this checkout's own. The build folder is shared by all checkouts, and
 # the next build there replaces the binary.
 build() {
+  local built_from="$CACHE/target/test-release.checkout"
+  # Cargo compares times only: files of this checkout may be older than a build of another one.
+  [[ $(cat "$built_from" 2>/dev/null) == "$PWD" ]] || rm -rf "$CACHE"/target/test-release/.fingerprint/tokencache-*
+  echo "$PWD" >"$built_from"
   CARGO_INCREMENTAL=0 CARGO_TARGET_DIR="$CACHE/target" \
     cargo build --locked --profile test-release --bin tokencache >&2 || return
   mkdir -p "$FOLDER"
